@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Compiles the exact pins of every environment from pyproject.toml's extras: `make pins`.
+# Plain pins, not uv.lock, which writes index addresses and local folders into the file. The pins are made for the
+# oldest Python that we support and installed with --no-deps, so the same file serves every later one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=${UV:-uv}
+compile() { # compile OUTPUT [ARG ...]
+  local out=envs/$1.txt
+  shift
+  "$uv" pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 --quiet \
+    --no-header --no-annotate --no-emit-find-links --no-emit-index-url "$@" --output-file "$out"
+  # The local tag names one build; which build is taken is decided where it is installed (see the Makefile).
+  sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9.]+/\1/; s/ ; .*//; s/[[:space:]]+$//' "$out"
+  echo "$out: $(wc -l <"$out") pins"
+}
+full=(--extra workflow --extra anatomy --extra accuracy)
+compile engine-cpu "${full[@]}" --extra engine-cpu --override envs/overrides-engine-cpu.txt
+# The smaller environments are subsets of the CPU engine's, version for version.
+compile core --extra workflow --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
+compile anatomy --extra workflow --extra anatomy --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
+compile dev --extra workflow --extra dev --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
+compile engine-cuda "${full[@]}" --extra engine-cuda --override envs/overrides-engine-gpu.txt --no-sources
+compile quantize --extra quantize --override envs/overrides-quantize.txt

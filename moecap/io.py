@@ -1,0 +1,106 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moecap.errors import MoecapError
+
+METADATA_KEY = b"moecap"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends without an error.
+
+    A crash, a full disk or a kill leaves the old file, or none, never half of one.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(final)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno == 28:
+            raise MoecapError(
+                f"No space left on the disk that holds {final.parent} while writing {final.name}; nothing was "
+                "overwritten. Free some space or set `results` in the config to a larger disk, and start again: "
+                "what was finished is kept."
+            ) from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_parquet(
+    table: pa.Table, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None, **options: Any
+) -> None:
+    """Write ``table`` as Zstd Parquet, atomically; ``metadata`` goes into the file's key-value metadata as JSON."""
+    existing = dict(table.schema.metadata or {})
+    if metadata is not None:
+        existing[METADATA_KEY] = json.dumps(metadata, sort_keys=True, default=str).encode()
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(existing), temporary, compression="zstd", **options)
+
+
+def read_parquet(path: str | os.PathLike[str], columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file.
+
+    Raises:
+        MoecapError: the file is missing, truncated, no Parquet at all, or lacks one of ``columns``.
+    """
+    try:
+        schema = pq.read_schema(path)
+        missing = [c for c in columns or [] if c not in schema.names]
+        if missing:
+            raise MoecapError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}.")
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError as error:
+        raise MoecapError(f"{path} does not exist.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise MoecapError(
+            f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete it to "
+            "have it made again."
+        ) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The provenance that :func:`write_parquet` stored, or an empty dict."""
+    raw = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+    return json.loads(raw) if raw else {}
+
+
+def write_json(value: Any, path: str | os.PathLike[str]) -> None:
+    """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: what is missing is null."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, default=str)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; a missing or broken one is a :class:`MoecapError` that names it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise MoecapError(f"{path} does not exist.") from error
+    except json.JSONDecodeError as error:
+        raise MoecapError(f"{path} is not valid JSON: {error}.") from error
