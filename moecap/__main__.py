@@ -1,0 +1,3 @@
+from moecap.cli import main
+
+raise SystemExit(main())
