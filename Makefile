@@ -1,0 +1,71 @@
+# The two commands for a newcomer: `make demo` and `make test`. Both do all their own set-up.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+ENGINE ?= cpu
+CORES ?= $(shell nproc)
+ARGS ?=
+# What the demo and the tests run on, whatever engine build the site chose for its own runs.
+BIN := .venv-cpu/bin
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+
+.PHONY: help demo test test-all test-slurm paper validate bench env pins lint clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+demo: ## train, quantize, serve, score, cost and chart a small MoE on this machine's CPU
+	@envs/setup.sh cpu
+	@envs/setup.sh quantize
+	@$(SNAKEMAKE) $(ARGS)
+	@echo; echo "Report: $(CURDIR)/results/report.html   Table: results/cap.parquet"
+
+test: ## linters, unit, property and DAG tests, and the demo end to end
+	@envs/setup.sh dev
+	@envs/setup.sh quantize
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/pytest -m "not slow and not slurm" $(ARGS)
+
+test-all: ## everything, the slow tests and the real Slurm too
+	@envs/setup.sh dev
+	@envs/setup.sh quantize
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/pytest $(ARGS)
+
+test-slurm: ## the pipeline on a real Slurm, started on this machine
+	@envs/setup.sh dev
+	@envs/setup.sh quantize
+	@$(BIN)/pytest -m slurm $(ARGS)
+
+lint: ## ruff, snakefmt and snakemake --lint
+	@envs/setup.sh dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check Snakefile rules
+	@$(BIN)/snakemake --lint
+
+paper: ## the paper's own tables through our cost model and charts (no engine)
+	@envs/setup.sh core
+	@.venv-core/bin/snakemake --cores $(CORES) --configfile config/paper.yaml -- report $(ARGS)
+	@echo; echo "Report: $(CURDIR)/results/paper/report.html   Table: results/paper/cap.parquet"
+
+validate: ## predicted bytes against measured ones, into docs/validation
+	@envs/setup.sh cpu
+	@envs/setup.sh quantize
+	@$(SNAKEMAKE) -- validate $(ARGS)
+
+bench: ## the performance figures of the project itself, into results/bench.json
+	@envs/setup.sh dev
+	@$(BIN)/python scripts/bench.py results/bench.json
+
+env: ## the engine build of this site: make env ENGINE=cpu|cuda|rocm
+	@envs/setup.sh $(ENGINE)
+	@envs/setup.sh quantize
+	@ln -sfn .venv-$(ENGINE) .venv
+
+pins: ## compile envs/*.txt anew from pyproject.toml
+	@envs/setup.sh dev
+	@UV=$$(command -v uv || echo .tools/bin/uv) envs/compile.sh
+
+clean: ## remove environments (results stay)
+	rm -rf .venv .venv-* .tools

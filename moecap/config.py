@@ -1,0 +1,229 @@
+"""The user's config and deployment table: loaded, checked, and handed out in the parts that each rule needs.
+
+The pydantic models below are the schema; ``config/schemas/config.json`` is generated from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from moecap.errors import MoecapError, nearest
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
+
+
+class Strict(BaseModel):
+    """A mapping with known keys only, that nobody changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Deployment(Strict):
+    """One row of the deployment table: model × precision × engine × hardware × parallelism × offload."""
+
+    deployment: Name
+    model: Name
+    precision: Name
+    engine: Name
+    hardware: Name
+    devices: int = Field(ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline_parallel: int = Field(default=1, ge=1)
+    expert_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
+    offload: Literal["none", "dram", "ssd"] = "none"
+    datasets: tuple[Name, ...] = Field(min_length=1)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+
+    @field_validator("datasets", "batch_sizes", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("datasets", "batch_sizes")
+    @classmethod
+    def _no_duplicates(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names an entry twice")
+        return value
+
+    @model_validator(mode="after")
+    def _devices_match(self) -> Deployment:
+        product = self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+        if product != self.devices:
+            raise ValueError(
+                f"devices is {self.devices}, but tensor_parallel × pipeline_parallel × data_parallel is {product}"
+            )
+        return self
+
+
+class Performance(Strict):
+    """How a point (dataset × batch size) is timed."""
+
+    repeats: int = Field(default=3, ge=3, description="timed runs of each point; intervals need at least three")
+    warmup: int = Field(default=1, ge=1, description="untimed passes before each point")
+    requests_per_repeat: int | None = Field(
+        default=None, ge=1, description="requests of one timed run; null: as many as the batch size"
+    )
+    output_tokens: int | None = Field(default=None, ge=2, description="overrides the dataset's own output length")
+
+
+class Accuracy(Strict):
+    """How accuracy is evaluated."""
+
+    limit: int | None = Field(default=None, ge=1, description="questions per task; null: all")
+
+
+class Cost(Strict):
+    """What money and energy cost. Prices of devices are in the hardware catalogue."""
+
+    years: float = Field(default=3.0, gt=0, description="life of the hardware; a year is 8,766 h")
+    region: str | None = Field(default=None, description="electricity price by region of the catalogue")
+    usd_per_kwh: float | None = Field(default=None, ge=0, description="overrides the region's price")
+    pue: float = Field(default=1.0, ge=1.0, description="power usage effectiveness of the site")
+    utilisation: float = Field(default=1.0, gt=0, le=1, description="share of the lifetime under load")
+
+
+class Cap(Strict):
+    """The named reference that classes and axes are measured against, so that a new row moves no other row."""
+
+    reference: Name | None = None
+    accuracy_ratio: float = Field(default=0.98, gt=0, description="holds accuracy: at least this share of the reference")
+    performance_ratio: float = Field(default=1.0, gt=0, description="holds performance: at least this × the reference")
+    cost_ratio: float = Field(default=1.0, gt=0, description="holds cost: at most this × the reference")
+
+
+class Config(Strict):
+    """``config/config.yaml``: what is measured, where results go, and the site's choices."""
+
+    deployments: str = Field(description="the deployment table (CSV)")
+    catalogue: str = "config/catalogue"
+    results: str = "results"
+    seed: int = Field(default=1, ge=0)
+    performance: Performance = Performance()
+    accuracy: Accuracy = Accuracy()
+    cost: Cost = Cost()
+    cap: Cap = Cap()
+    archive: str = Field(default="moecap", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+    trust_remote_code: tuple[Name, ...] = Field(
+        default=(), description="models whose own code from the hub may run here; none by default"
+    )
+    data_files: dict[Name, dict[str, str]] = Field(
+        default={}, description="local files for a dataset: split -> path, instead of a download"
+    )
+    quantize_python: str = Field(default=".venv-quantize/bin/python", description="interpreter that has llmcompressor")
+
+    @field_validator("data_files")
+    @classmethod
+    def _files_exist(cls, value: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        for splits in value.values():
+            for path in splits.values():
+                if not Path(os.path.expandvars(path)).exists():
+                    raise ValueError(f"{path} does not exist")
+        return value
+
+
+COLUMNS = tuple(Deployment.model_fields)
+_REQUIRED = tuple(name for name, field in Deployment.model_fields.items() if field.is_required())
+
+
+def explain(error: ValidationError, where: str, model: type[BaseModel]) -> MoecapError:
+    """One paragraph for the first thing that a pydantic model refuses: key, value, what is allowed, near misses."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the row"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known: set[str] = set()
+        owner: Any = model
+        for part in first["loc"][:-1]:
+            annotation = owner.model_fields[part].annotation if hasattr(owner, "model_fields") else None
+            owner = annotation
+        known = set(getattr(owner, "model_fields", {}))
+        return MoecapError(f"{where}: unknown key `{key}`. {nearest(first['loc'][-1], known)}")
+    if first["type"] == "missing":
+        return MoecapError(f"{where}: `{key}` is missing.")
+    value = first.get("input")
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" (got {value!r})"
+    more = len(error.errors()) - 1
+    return MoecapError(f"{where}: `{key}`: {message}{shown}.{f' {more} more problem(s) after that.' if more else ''}")
+
+
+def load_config(config: dict[str, Any], source: str = "config/config.yaml") -> Config:
+    """Check a config that was read from ``source``.
+
+    Raises:
+        MoecapError: a key is unknown or a value is not allowed.
+    """
+    try:
+        return Config.model_validate(config)
+    except ValidationError as error:
+        raise explain(error, source, Config) from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file; a missing or broken one is a :class:`MoecapError` that names it."""
+    try:
+        return yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        raise MoecapError(f"{path} does not exist.") from None
+    except yaml.YAMLError as error:
+        raise MoecapError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+def read_deployments(path: str | Path) -> list[Deployment]:
+    """Read and check a deployment table.
+
+    Raises:
+        MoecapError: no such file, a column missing or unknown, a value out of range, an id given twice. The message
+            names file, row (as an editor numbers lines), column and value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise MoecapError(f"{path}: the deployment table does not exist. `deployments` in the config names it.") from None
+    rows = list(csv.reader(line for line in text.splitlines()))
+    numbered = [(n, row) for n, row in enumerate(rows, 1) if row and not row[0].lstrip().startswith("#")]
+    if not numbered:
+        raise MoecapError(f"{path}: the deployment table is empty. Its first line names the columns: {','.join(COLUMNS)}.")
+    header = [cell.strip() for cell in numbered[0][1]]
+    for column in header:
+        if column not in COLUMNS:
+            raise MoecapError(f"{path}, line {numbered[0][0]}: unknown column `{column}`. {nearest(column, COLUMNS)}")
+    missing = [column for column in _REQUIRED if column not in header]
+    if missing:
+        raise MoecapError(
+            f"{path}, line {numbered[0][0]}: column `{missing[0]}` is missing. Needed: {', '.join(_REQUIRED)}; optional: "
+            f"{', '.join(c for c in COLUMNS if c not in _REQUIRED)}."
+        )
+    deployments: dict[str, tuple[int, Deployment]] = {}
+    for number, cells in numbered[1:]:
+        where = f"{path}, line {number}"
+        if len(cells) != len(header):
+            raise MoecapError(f"{where}: {len(cells)} values for {len(header)} columns ({','.join(header)}).")
+        given = {column: cell.strip() for column, cell in zip(header, cells, strict=True) if cell.strip()}
+        try:
+            row = Deployment.model_validate(given)
+        except ValidationError as error:
+            raise explain(error, f"{where} ({given.get('deployment', '?')})", Deployment) from None
+        if row.deployment in deployments:
+            first = deployments[row.deployment][0]
+            raise MoecapError(f"{where}: deployment `{row.deployment}` is already defined in line {first}; ids are unique.")
+        deployments[row.deployment] = (number, row)
+    if not deployments:
+        raise MoecapError(f"{path}: no deployment below the header.")
+    return [row for _, row in deployments.values()]
+
+
+def row_location(path: str | Path, deployment: str) -> str:
+    """``file, line N (id)`` of a deployment, for messages about a row that is well-formed but impossible."""
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+        if re.match(rf"\s*\"?{re.escape(deployment)}\"?\s*,", line):
+            return f"{path}, line {number} ({deployment})"
+    return f"{path} ({deployment})"

@@ -1,0 +1,63 @@
+"""Where results lie. The only module that knows; Snakemake rules, scripts and reports all ask here.
+
+Patterns contain Snakemake wildcards; :func:`fill` puts values in. ``{results}`` is already filled in by
+:class:`Paths`, so that a path explains itself: stage, then what it is keyed by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every file of a results tree, as a pattern over Snakemake wildcards."""
+
+    results: str = "results"
+
+    def __getattr__(self, name: str) -> str:
+        if name in _PATTERNS:
+            return f"{self.results}/{_PATTERNS[name]}"
+        raise AttributeError(name)
+
+
+_PATTERNS = {
+    # Checkpoints. A variant is model/precision. The manifest is what other rules ask for: it is written last.
+    "checkpoint": "models/{model}/{precision}",
+    "manifest": "models/{model}/{precision}/manifest.json",
+    "demo_data": "data/demo/manifest.json",
+    "anatomy": "anatomy/{model}/{precision}.json",
+    "anatomy_table": "anatomy/{model}/{precision}.parquet",
+    # Accuracy does not depend on the number of devices; `settings` is the hash of all that it does depend on.
+    "accuracy": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.parquet",
+    "samples": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.samples.parquet",
+    # The spool is not declared to Snakemake: it outlives failed jobs. One entry per measured point.
+    "spool": "spool",
+    "points": "performance/{deployment}/points.parquet",
+    "requests": "performance/{deployment}/requests.parquet",
+    "schedule": "performance/{deployment}/schedule.parquet",
+    "routing": "routing/{model}/{precision}.parquet",
+    "routing_cache": "spool/routing/{model}/{precision}",
+    "machine": "machine/{hardware}.json",
+    "steps": "metrics/{deployment}/steps.parquet",
+    "routing_analysis": "metrics/{deployment}/routing.parquet",
+    "metrics": "metrics/{deployment}.parquet",
+    "cost": "cost/{deployment}.parquet",
+    "failures": "failures",
+    "cap": "cap.parquet",
+    "charts": "charts",
+    "report": "report.html",
+    "plan": "plan.parquet",
+    "archive": "archive/{name}.tar.zst",
+    "log": "logs",
+    "benchmark": "benchmarks",
+}
+
+
+def fill(pattern: str, **wildcards: object) -> str:
+    """``pattern`` with its wildcards filled in; a missing one is an error.
+
+    >>> fill(Paths("results").manifest, model="demo-moe", precision="int8")
+    'results/models/demo-moe/int8/manifest.json'
+    """
+    return pattern.format(**wildcards)
