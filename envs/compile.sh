@@ -20,5 +20,8 @@ compile engine-cpu "${full[@]}" --extra engine-cpu --override envs/overrides-eng
 compile core --extra workflow --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
 compile anatomy --extra workflow --extra anatomy --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
 compile dev --extra workflow --extra dev --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
-compile engine-cuda "${full[@]}" --extra engine-cuda --override envs/overrides-engine-gpu.txt --no-sources
+compile engine-cuda "${full[@]}" --extra engine-cuda --override envs/overrides-engine-gpu.txt
 compile quantize --extra quantize --override envs/overrides-quantize.txt
+# ROCm wheels of vLLM and torch are on vLLM's own index, which is asked at install time (envs/setup.sh): here the rest.
+grep -vE '^(nvidia-|cuda-|torch|triton|flashinfer|vllm|cupy|apache-tvm|quack|xformers|tilelang|humming)' envs/engine-cuda.txt >envs/engine-rocm.txt
+echo "envs/engine-rocm.txt: $(wc -l <envs/engine-rocm.txt) pins"
