@@ -1,0 +1,17 @@
+"""Bring a checkpoint to its place: downloaded from the hub and verified, or linked from a folder.
+
+params: source ({"hub", "revision"} or {"path"}), cache (shared cache folder or None); wildcards: model, precision.
+"""
+
+from pathlib import Path
+
+from moecap.hub import fetch
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    fetch(
+        job.params.source,
+        Path(job.output.manifest).parent,
+        cache=job.params.get("cache"),
+        facts={"model": job.wildcards.model, "precision": job.wildcards.get("precision", "bf16")},
+    )
