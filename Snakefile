@@ -1,0 +1,32 @@
+# MoE-CAP: cost, accuracy and performance of sparse Mixture-of-Experts deployments.
+#
+# Results lie under `results/` (or `results:` of the config), stage by stage, in the order of the data:
+#   models/ -> anatomy/, accuracy/, performance/ -> routing/ -> metrics/ -> cost/ -> cap.parquet -> charts/, report.html
+# A path explains itself: accuracy is keyed by model/precision/engine, performance by deployment. `moecap/paths.py`
+# is the only place that knows. What is measured once lies in results/spool and survives failed jobs.
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+# The demo is the default; a config given by --configfile replaces it.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/models.smk"
+include: "rules/quantize.smk"
+include: "rules/anatomy.smk"
+include: "rules/accuracy.smk"
+include: "rules/performance.smk"
+include: "rules/routing.smk"
+include: "rules/metrics.smk"
+include: "rules/cost.smk"
+include: "rules/report.smk"
+include: "rules/archive.smk"
+include: "rules/plan.smk"
+include: "rules/targets.smk"

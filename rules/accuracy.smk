@@ -1,0 +1,26 @@
+# Accuracy by lm-eval: keyed by model, precision, engine and settings, shared by every deployment that has them.
+
+
+rule evaluate:
+    input:
+        manifest=paths.manifest,
+        data=lambda wc: demo_data_of(wc.dataset),
+    output:
+        accuracy=paths.accuracy,
+        samples=paths.samples,
+    wildcard_constraints:
+        dataset="[^/]+",
+        settings="[0-9a-f]{8}",
+    params:
+        settings=lambda wc: campaign.accuracy_params(**wc),
+        code=code("accuracy.py"),
+    log:
+        f"{paths.log}/accuracy/{{model}}/{{precision}}/{{engine}}/{{dataset}}-{{settings}}.log",
+    benchmark:
+        f"{paths.benchmark}/accuracy/{{model}}/{{precision}}/{{engine}}/{{dataset}}-{{settings}}.tsv"
+    conda:
+        "../envs/engine-cpu.yaml"
+    container:
+        "docker://vllm/vllm-openai:v0.32.0"
+    script:
+        "../scripts/accuracy.py"

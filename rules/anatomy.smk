@@ -1,0 +1,20 @@
+# Parameters, bytes and FLOPs per layer and component, counted from what is stored.
+
+
+rule anatomy:
+    input:
+        manifest=paths.manifest,
+    output:
+        anatomy=paths.anatomy,
+        table=paths.anatomy_table,
+    params:
+        model=lambda wc: campaign.anatomy_params(wc.model, wc.precision),
+        code=code("anatomy.py"),
+    log:
+        log_of("anatomy", "model", "precision"),
+    benchmark:
+        benchmark_of("anatomy", "model", "precision")
+    conda:
+        "../envs/anatomy.yaml"
+    script:
+        "../scripts/anatomy.py"

@@ -1,0 +1,28 @@
+# One citable file: an RO-Crate with tables, charts, report, config, versions and checksums.
+
+
+rule archive:
+    input:
+        cap=paths.cap,
+        charts=paths.charts,
+        report=paths.report,
+        metrics=expand(paths.metrics, deployment=campaign.deployments),
+        steps=expand(paths.steps, deployment=campaign.deployments),
+        cost=expand(paths.cost, deployment=campaign.deployments),
+        anatomy=campaign.anatomy_files(),
+        accuracy=campaign.all_accuracy_files(),
+        samples=campaign.sample_files(),
+        machines=expand(paths.machine, hardware=campaign.hardware_in_use),
+    output:
+        archive=fill(paths.archive, name=campaign.config.archive),
+    params:
+        archive=campaign.archive_params(),
+        code=code("archive.py"),
+    log:
+        log_of("archive"),
+    benchmark:
+        benchmark_of("archive")
+    conda:
+        "../envs/core.yaml"
+    script:
+        "../scripts/archive.py"

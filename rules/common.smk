@@ -1,0 +1,75 @@
+# Input functions and small helpers that the rules name. What they compute lies in the library.
+import re
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(workflow.basedir))
+from moecap.campaign import Campaign
+from moecap.errors import MoecapError
+from moecap.paths import fill
+from moecap.provenance import code_fingerprint
+
+try:
+    campaign = Campaign(
+        config, " + ".join(map(str, workflow.overwrite_configfiles or ["config/config.yaml"]))
+    )
+except MoecapError as error:
+    raise WorkflowError(str(error))
+
+paths = campaign.paths
+
+
+def code(script, *more):
+    """The fingerprint of a script and of the library modules behind it (see moecap/provenance.py)."""
+    root = workflow.basedir
+    return code_fingerprint(f"{root}/scripts/{script}", *(f"{root}/{path}" for path in more))
+
+
+def one_of(values):
+    """A wildcard constraint: any of these and nothing else."""
+    return "|".join(re.escape(value) for value in values) or "(?!)"
+
+
+def log_of(rule, *wildcards):
+    return "/".join([paths.log, rule, *(f"{{{w}}}" for w in wildcards)] if wildcards else [paths.log, rule]) + ".log"
+
+
+def benchmark_of(rule, *wildcards):
+    return "/".join([paths.benchmark, rule, *(f"{{{w}}}" for w in wildcards)]) + ".tsv"
+
+
+def timed_threads(wildcards):
+    """Every core of this machine, so that nothing else runs beside a timed run; on a cluster the profile decides."""
+    return workflow.cores or 1
+
+
+def demo_data_of(*datasets):
+    return [paths.demo_data] if campaign.uses_demo_data(*datasets) else []
+
+
+def deployment_manifest(wildcards):
+    row = campaign.deployment(wildcards.deployment)
+    return fill(paths.manifest, model=row.model, precision=row.precision)
+
+
+def by_variant(pattern):
+    """An input function: the file of the deployment's model and precision."""
+
+    def function(wildcards):
+        row = campaign.deployment(wildcards.deployment)
+        return fill(pattern, model=row.model, precision=row.precision)
+
+    return function
+
+
+def deployment_machine(wildcards):
+    return fill(paths.machine, hardware=campaign.deployment(wildcards.deployment).hardware)
+
+
+def deployment_demo_data(wildcards):
+    return demo_data_of(*campaign.deployment(wildcards.deployment).datasets)
+
+
+def replay_requests(wildcards):
+    return [fill(paths.requests, deployment=d) for d in campaign.deployments_of(wildcards.model, wildcards.precision)]

@@ -1,0 +1,28 @@
+# The step table (schedule × routing) and the utilizations. From here on no engine and no GPU is needed.
+
+
+rule metrics:
+    input:
+        points=paths.points,
+        requests=paths.requests,
+        schedule=paths.schedule,
+        routing=by_variant(paths.routing),
+        anatomy=by_variant(paths.anatomy),
+        machine=deployment_machine,
+    output:
+        metrics=paths.metrics,
+        steps=paths.steps,
+        routing_analysis=paths.routing_analysis,
+    wildcard_constraints:
+        deployment="[^/]+",
+    params:
+        metrics=lambda wc: campaign.metrics_params(campaign.deployment(wc.deployment)),
+        code=code("metrics.py"),
+    log:
+        log_of("metrics", "deployment"),
+    benchmark:
+        benchmark_of("metrics", "deployment")
+    conda:
+        "../envs/core.yaml"
+    script:
+        "../scripts/metrics.py"

@@ -1,0 +1,56 @@
+# Checkpoints at full precision: trained here (the demo), or downloaded at a pinned revision and verified.
+
+
+rule demo_data:
+    output:
+        manifest=paths.demo_data,
+    params:
+        seed=campaign.demo_seed,
+        code=code("demo_data.py"),
+    log:
+        log_of("demo_data"),
+    benchmark:
+        benchmark_of("demo_data")
+    conda:
+        "../envs/core.yaml"
+    script:
+        "../scripts/demo_data.py"
+
+
+rule train_demo:
+    input:
+        data=paths.demo_data,
+    output:
+        manifest=f"{paths.results}/models/{{variant}}/manifest.json",
+    wildcard_constraints:
+        variant=one_of(campaign.variants_of("train_demo")),
+    params:
+        train=lambda wc: campaign.train_params(wc.variant),
+        code=code("train_demo.py"),
+    threads: timed_threads
+    log:
+        log_of("train_demo", "variant"),
+    benchmark:
+        benchmark_of("train_demo", "variant")
+    conda:
+        "../envs/engine-cpu.yaml"
+    script:
+        "../scripts/train_demo.py"
+
+
+rule download:
+    output:
+        manifest=f"{paths.results}/models/{{variant}}/manifest.json",
+    wildcard_constraints:
+        variant=one_of(campaign.variants_of("download")),
+    params:
+        source=lambda wc: campaign.download_params(wc.variant),
+        code=code("download.py"),
+    log:
+        log_of("download", "variant"),
+    benchmark:
+        benchmark_of("download", "variant")
+    conda:
+        "../envs/core.yaml"
+    script:
+        "../scripts/download.py"

@@ -1,0 +1,44 @@
+# Timed throughput and latency, untraced. All points of a deployment share one engine load; a point that is measured
+# goes into the spool at once, and the declared outputs are assembled from there.
+
+
+rule calibrate:
+    output:
+        machine=paths.machine,
+    params:
+        hardware=lambda wc: campaign.machine_params(wc.hardware),
+        code=code("calibrate.py"),
+    threads: timed_threads
+    log:
+        log_of("calibrate", "hardware"),
+    benchmark:
+        benchmark_of("calibrate", "hardware")
+    conda:
+        "../envs/engine-cpu.yaml"
+    script:
+        "../scripts/calibrate.py"
+
+
+rule measure:
+    input:
+        manifest=deployment_manifest,
+        machine=deployment_machine,
+        data=deployment_demo_data,
+    output:
+        points=paths.points,
+        requests=paths.requests,
+        schedule=paths.schedule,
+    params:
+        run=lambda wc: campaign.performance_params(campaign.deployment(wc.deployment)),
+        code=code("performance.py"),
+    threads: timed_threads
+    log:
+        log_of("performance", "deployment"),
+    benchmark:
+        benchmark_of("performance", "deployment")
+    conda:
+        "../envs/engine-cpu.yaml"
+    container:
+        "docker://vllm/vllm-openai:v0.32.0"
+    script:
+        "../scripts/performance.py"

@@ -1,0 +1,20 @@
+# Predictions for hardware that need not be owned, calibrated by what was measured here, where anything was.
+
+
+rule plan:
+    input:
+        anatomy=campaign.anatomy_files(),
+        cap=paths.cap,
+    output:
+        plan=report(paths.plan, caption="../report/plan.rst", category="Tables"),
+    params:
+        plan=campaign.plan_params(),
+        code=code("plan.py"),
+    log:
+        log_of("plan"),
+    benchmark:
+        benchmark_of("plan")
+    conda:
+        "../envs/core.yaml"
+    script:
+        "../scripts/plan.py"

@@ -1,0 +1,24 @@
+# Variants at lower precision, made by llmcompressor, which lives in an environment of its own.
+
+
+rule quantize:
+    input:
+        manifest=lambda wc: campaign.base_manifest(wc.variant),
+        data=lambda wc: demo_data_of(*campaign.calibration_datasets(wc.variant)),
+    output:
+        manifest=f"{paths.results}/models/{{variant}}/manifest.json",
+    wildcard_constraints:
+        variant=one_of(campaign.variants_of("quantize")),
+    params:
+        recipe=lambda wc: campaign.quantize_params(wc.variant),
+        python=campaign.config.quantize_python,
+        code=code("quantize.py"),
+    threads: 2
+    log:
+        log_of("quantize", "variant"),
+    benchmark:
+        benchmark_of("quantize", "variant")
+    conda:
+        "../envs/quantize.yaml"
+    script:
+        "../scripts/quantize.py"

@@ -1,0 +1,23 @@
+# Which experts every token used, read afterwards by replaying the timed run's own sequences.
+
+
+rule replay:
+    input:
+        manifest=paths.manifest,
+        requests=replay_requests,
+    output:
+        routing=paths.routing,
+    params:
+        replay=lambda wc: campaign.replay_params(wc.model, wc.precision),
+        code=code("replay.py"),
+    threads: 2
+    log:
+        log_of("replay", "model", "precision"),
+    benchmark:
+        benchmark_of("replay", "model", "precision")
+    conda:
+        "../envs/engine-cpu.yaml"
+    container:
+        "docker://vllm/vllm-openai:v0.32.0"
+    script:
+        "../scripts/replay.py"

@@ -1,0 +1,30 @@
+# What one asks for: `all` (the default), a stage, or one deployment by its id. `report`, `archive` and `plan` are the
+# rules of those names.
+
+
+rule all:
+    default_target: True
+    input:
+        paths.cap,
+        paths.charts,
+        paths.report,
+
+
+rule accuracy:
+    input:
+        campaign.all_accuracy_files(),
+
+
+rule performance:
+    input:
+        expand(paths.points, deployment=campaign.deployments),
+
+
+for deployment in campaign.deployments:
+
+    rule:
+        name:
+            deployment
+        input:
+            fill(paths.cost, deployment=deployment),
+            campaign.accuracy_files(campaign.deployment(deployment)),
