@@ -341,7 +341,9 @@ def anatomy_shape(anatomy: Any) -> tuple[tuple[int, ...], int, int]:
         MoecapError: its MoE layers differ in experts or top-k, which this store does not represent.
     """
     layers = tuple(index for index, kind in enumerate(anatomy.layer_kind) if anatomy.kinds[kind].experts > 0)
-    shapes = {(anatomy.kinds[anatomy.layer_kind[i]].experts, anatomy.kinds[anatomy.layer_kind[i]].top_k) for i in layers}
+    shapes = {
+        (anatomy.kinds[anatomy.layer_kind[i]].experts, anatomy.kinds[anatomy.layer_kind[i]].top_k) for i in layers
+    }
     if len(shapes) != 1:
         raise MoecapError(
             f"{anatomy.model} has "
@@ -407,6 +409,6 @@ def _read_group(file: pq.ParquetFile, path: Path, group: int, columns: list[str]
 
 def _broken(path: Path, error: Exception) -> str:
     return (
-        f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete it to have "
-        "the sequences replayed."
+        f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete it to "
+        "have the sequences replayed."
     )
