@@ -1,0 +1,903 @@
+"""Charts of the CAP table: pure functions from tables to Altair charts, and writing them as SVG, PNG and HTML.
+
+Every chart reads a table as ``cap.parquet`` has it (or the routing analysis, or a table of measured bytes), names
+units on its axes and shows the exact figures in tooltips. Colours are Okabe and Ito's, which people with colour
+blindness tell apart; series differ in shape too. The neutral colours (text, axes, grid) come from :func:`theme` alone,
+so that the report can draw the same chart on a dark page.
+
+A chart that a table has no data for raises :class:`NothingToDraw`, which says why.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pyarrow as pa
+
+from moecap.cap import dominated
+from moecap.errors import MoecapError, nearest
+from moecap.io import atomic_path
+
+Row = dict[str, Any]
+
+# Okabe & Ito (2008), without black (the text's colour) and yellow (too pale on white).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+MAX_SERIES = len(COLOURS)
+FONT = "Arimo, Liberation Sans, Helvetica, Arial, sans-serif"
+INK = {"light": ("#1b1f24", "#57606a", "#d8dee4"), "dark": ("#e6edf3", "#9da7b3", "#363d46")}
+
+
+class NothingToDraw(MoecapError):
+    """The table has no data for this chart; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the CAP radar.
+
+    ``span`` is the ratio to the reference at which the axis is at three quarters of its length (and its inverse at one
+    quarter): accuracy moves by percents where cost moves by factors.
+    """
+
+    column: str
+    label: str
+    higher_is_better: bool
+    span: float = 2.0
+
+
+COST_PER_TOKEN = Axis("usd_per_million_tokens", "Cost per token", higher_is_better=False)
+COST_TO_BUY = Axis("hardware_usd", "Cost to buy", higher_is_better=False)
+ACCURACY = Axis("accuracy", "Accuracy", higher_is_better=True, span=1.1)
+PERFORMANCE = Axis("output_tokens_per_s", "Performance", higher_is_better=True)
+CAP_AXES = (COST_PER_TOKEN, ACCURACY, PERFORMANCE)
+
+UNITS = {
+    "usd_per_million_tokens": "USD per million generated tokens",
+    "hardware_usd": "purchase, USD",
+    "output_tokens_per_s": "generated tokens/s",
+    "accuracy": "accuracy",
+    "tpot_s": "time per output token, s",
+}
+
+
+# --- radar ------------------------------------------------------------------------------------------------------
+
+
+def radial(value: float, reference: float, axis: Axis) -> float:
+    """Distance from the centre, between 0 and 1, of ``value`` on ``axis``; the reference itself lies at 0.5.
+
+    A logistic curve of the logarithm of (value / reference): no value is cut off, twice as good and half as good lie
+    equally far from the reference, and no other row moves it.
+
+    >>> radial(2.0, 1.0, PERFORMANCE), radial(1.0, 1.0, PERFORMANCE), radial(2.0, 1.0, COST_PER_TOKEN)
+    (0.75, 0.5, 0.25)
+    """
+    ratio = value / reference if axis.higher_is_better else reference / value
+    if ratio <= 0:
+        return 0.0
+    return round(1 / (1 + 3 ** (-math.log(ratio) / math.log(axis.span))), 12)
+
+
+def radar(
+    table: pa.Table,
+    reference: str,
+    axes: Sequence[Axis] = CAP_AXES,
+    panel: str = "dataset",
+    references: Mapping[str, str] | None = None,
+) -> alt.TopLevelMixin:
+    """CAP radar: one triangle per deployment, one panel per value of ``panel``, a slider for the batch size.
+
+    Args:
+        table: the CAP table.
+        reference: deployment that the axes are measured against, at the same dataset and batch size.
+        axes: what the corners are.
+        panel: column that tells panels apart.
+        references: value of ``panel`` → deployment, where panels have references of their own.
+
+    Raises:
+        NothingToDraw: no row has all axes.
+        MoecapError: the reference is no deployment of the table.
+    """
+    rows = _complete(table, [a.column for a in axes], positive=True)
+    named = {r["deployment"] for r in rows}
+    for name in {reference, *(references or {}).values()}:
+        if name not in named:
+            raise NothingToDraw(
+                f"Reference deployment {name!r} has no row with cost, accuracy and throughput. {nearest(name, named)}"
+            )
+    anchors = {(r["deployment"], r["dataset"], r["batch_size"]): r for r in rows}
+    batches = sorted({r["batch_size"] for r in rows if r["batch_size"] is not None})
+    points: list[Row] = []
+    for row in rows:
+        anchor_name = (references or {}).get(row[panel], reference)
+        same = anchors.get((anchor_name, row["dataset"], row["batch_size"]))
+        anchor = same or next((r for r in rows if r["deployment"] == anchor_name), None)
+        if anchor is None or (same is None and row["batch_size"] is not None):
+            continue
+        for i, axis in enumerate(axes):
+            distance = radial(row[axis.column], anchor[axis.column], axis)
+            angle = _angle(i, len(axes))
+            points.append(
+                {
+                    "panel": row[panel],
+                    "deployment": row["deployment"],
+                    "batch_size": row["batch_size"],
+                    "corner": i,
+                    "axis": axis.label,
+                    "value": row[axis.column],
+                    "unit": UNITS.get(axis.column, axis.column),
+                    "against": f"{row[axis.column] / anchor[axis.column]:.3g} × {anchor_name}",
+                    "x": distance * math.cos(angle),
+                    "y": distance * math.sin(angle),
+                }
+            )
+    if not points:
+        raise NothingToDraw("No deployment was measured at a dataset and batch size of the reference deployment.")
+    names = _series(p["deployment"] for p in points)
+    web = _web(axes)
+    slider = None
+    if len(batches) > 1:
+        slider = alt.param(
+            name="radar_batch_size",
+            value=batches[-1],
+            bind=alt.binding_select(options=batches, name="batch size "),
+        )
+    # A legend has one chart's data; the shared scale lists every deployment in every panel.
+    colour = _colour(names)
+    panels = []
+    for value in dict.fromkeys(p["panel"] for p in points):
+        data = alt.Data(values=[p for p in points if p["panel"] == value])
+        base = alt.Chart(data)
+        if slider is not None:
+            base = base.transform_filter("datum.batch_size == radar_batch_size")
+        place = {"x": _bare("x"), "y": _bare("y"), "order": alt.Order("corner:Q")}
+        shape = base.mark_line(interpolate="linear-closed", filled=True, fillOpacity=0.1, strokeWidth=0)
+        outline = base.mark_line(interpolate="linear-closed", strokeWidth=2)
+        dots = base.mark_point(filled=True, size=55, opacity=1)
+        panels.append(
+            alt.layer(
+                *web,
+                shape.encode(**place, color=colour, detail="deployment:N"),
+                outline.encode(**place, color=colour, detail="deployment:N"),
+                dots.encode(
+                    x=_bare("x"),
+                    y=_bare("y"),
+                    color=colour,
+                    shape=_shape(names),
+                    tooltip=[
+                        _tip("deployment:N", "deployment"),
+                        _tip("axis:N", "axis"),
+                        _tip("value:Q", "value", ".4~g"),
+                        _tip("unit:N", "unit"),
+                        _tip("against:N", "against the reference"),
+                        _tip("batch_size:Q", "batch size"),
+                    ],
+                ),
+            ).properties(width=250, height=235, title=alt.Title(_label(value), anchor="middle"))
+        )
+    chart = alt.concat(*panels, columns=3)
+    if slider is not None:
+        chart = chart.add_params(slider)
+    shown = " by model" if references else reference
+    return finish(
+        chart,
+        "CAP radar",
+        [
+            f"Reference (the dashed triangle): {shown}. Further out is better on every axis.",
+            *([] if slider is None else [f"Drawn at batch size {batches[-1]} unless another is chosen."]),
+        ],
+    )
+
+
+def _angle(corner: int, corners: int) -> float:
+    return math.pi / 2 - 2 * math.pi * corner / corners
+
+
+def _web(axes: Sequence[Axis]) -> list[alt.Chart]:
+    """Rings at ¼, ½ (the reference) and ¾ of the axes, their ratios, spokes and names."""
+    rings, labels, names, spokes = [], [], [], []
+    for i, axis in enumerate(axes):
+        angle = _angle(i, len(axes))
+        cos, sin = math.cos(angle), math.sin(angle)
+        spokes += [{"spoke": i, "x": 0, "y": 0}, {"spoke": i, "x": cos, "y": sin}]
+        names.append({"x": 1.13 * cos, "y": 1.1 * sin + (0.03 if sin > 0 else -0.08), "text": axis.label})
+        for ring in (0.25, 0.5, 0.75):
+            rings.append({"ring": ring, "corner": i, "x": ring * cos, "y": ring * sin})
+            steps = (ring - 0.5) / 0.25 * (1 if axis.higher_is_better else -1)
+            text = f"{axis.span**steps:.3g}×"
+            labels.append({"x": ring * cos + 0.05 * abs(sin) + 0.02, "y": ring * sin + 0.035, "text": text})
+
+    def draw(values: list[Row]) -> alt.Chart:
+        return alt.Chart(alt.Data(values=values)).encode(x=_bare("x"), y=_bare("y"))
+
+    closed = draw(rings).encode(order="corner:Q", detail="ring:Q")
+    thin, dashed = "datum.ring != 0.5", "datum.ring == 0.5"
+    return [
+        draw(spokes).mark_line(strokeWidth=1, opacity=0.35, style="muted").encode(detail="spoke:N"),
+        closed.transform_filter(thin).mark_line(
+            interpolate="linear-closed", strokeWidth=1, opacity=0.45, style="muted"
+        ),
+        closed.transform_filter(dashed).mark_line(
+            interpolate="linear-closed", strokeWidth=1.2, strokeDash=[4, 3], style="muted"
+        ),
+        draw(labels).mark_text(fontSize=9, align="left", style="faint").encode(text="text:N"),
+        draw(names).mark_text(fontSize=12, fontWeight="bold").encode(text="text:N"),
+    ]
+
+
+def _bare(name: str) -> alt.X | alt.Y:
+    kind = alt.X if name == "x" else alt.Y
+    domain = [-1.25, 1.25] if name == "x" else [-0.95, 1.4]
+    return kind(f"{name}:Q", scale=alt.Scale(domain=domain, nice=False, zero=False), axis=None)
+
+
+# --- trade-off ----------------------------------------------------------------------------------------------------
+
+
+def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str = "dataset") -> alt.TopLevelMixin:
+    """Throughput against cost, coloured by accuracy; rings and a line mark the Pareto frontier, bars the intervals.
+
+    The frontier is taken over cost, accuracy and throughput within each panel: a ringed point is beaten by no other in
+    all three. The line joins those of them that are on the frontier of cost and throughput alone.
+    """
+    rows = _complete(table, [cost, "accuracy", "output_tokens_per_s"], positive=True)
+    for value in dict.fromkeys(r[panel] for r in rows):
+        group = [r for r in rows if r[panel] == value]
+        _mark_frontier(group, cost)
+    names = _series(r["deployment"] for r in rows)
+    rows = [r for r in rows if r["deployment"] in names or r["frontier"]]
+    shares = [r["accuracy"] for r in rows]
+    colour = alt.Color(
+        "accuracy:Q",
+        title="accuracy",
+        scale=alt.Scale(scheme="viridis", domain=_padded(shares), nice=False),
+        legend=alt.Legend(format=".0%", gradientLength=110),
+    )
+    panels = []
+    for value in dict.fromkeys(r[panel] for r in rows):
+        group = [r for r in rows if r[panel] == value]
+        base = alt.Chart(alt.Data(values=group))
+        x_scale, y_scale = (_log([r[c] for r in group]) for c in (cost, "output_tokens_per_s"))
+        x = alt.X(f"{cost}:Q", title=UNITS[cost], scale=x_scale, axis=_log_axis())
+        rate = UNITS["output_tokens_per_s"]
+        y = alt.Y("output_tokens_per_s:Q", title=rate, scale=y_scale, axis=_log_axis())
+        layers = []
+        for column, across in ((cost, True), ("output_tokens_per_s", False)):
+            bars = [r for r in group if r.get(f"{column}_low") is not None and r.get(f"{column}_high") is not None]
+            if bars:
+                ends = (f"{column}_low:Q", f"{column}_high:Q")
+                rule = alt.Chart(alt.Data(values=bars)).mark_rule(opacity=0.55, style="muted")
+                if across:
+                    layers.append(rule.encode(x=alt.X(ends[0], scale=x_scale), x2=alt.X2(ends[1]), y=y))
+                else:
+                    layers.append(rule.encode(y=alt.Y(ends[0], scale=y_scale), y2=alt.Y2(ends[1]), x=x))
+        line = alt.Chart(alt.Data(values=[r for r in group if r["staircase"]]))
+        layers.append(line.mark_line(strokeWidth=1.5, strokeDash=[5, 3], style="muted").encode(x=x, y=y))
+        layers.append(
+            base.transform_filter("datum.frontier")
+            .mark_point(size=260, strokeWidth=1.8, opacity=1, shape="circle", style="ring")
+            .encode(x=x, y=y)
+        )
+        layers.append(
+            base.mark_point(filled=True, size=95, opacity=1, strokeWidth=0.6).encode(
+                x=x,
+                y=y,
+                color=colour,
+                shape=_shape(names),
+                tooltip=[
+                    _tip("deployment:N", "deployment"),
+                    _tip("batch_size:Q", "batch size"),
+                    _tip("output_tokens_per_s:Q", "tokens/s", ".4~g"),
+                    _tip(f"{cost}:Q", UNITS[cost], ".4~g"),
+                    _tip("accuracy:Q", "accuracy", ".1%"),
+                    _tip("accuracy_stderr:Q", "standard error", ".2%"),
+                    _tip("pareto_frequency:Q", "how often on the frontier", ".0%"),
+                ],
+            )
+        )
+        batch_labels = [r for r in group if r["batch_size"] is not None and r["labelled"]]
+        layers.append(
+            alt.Chart(alt.Data(values=batch_labels))
+            .mark_text(dx=11, align="left", fontSize=9, style="faint")
+            .encode(x=x, y=y, text="batch_size:N")
+        )
+        panels.append(alt.layer(*layers).properties(width=330, height=270, title=_label(value)))
+    return finish(
+        alt.concat(*panels, columns=2),
+        "Throughput against cost",
+        [
+            "Ringed: on the Pareto frontier of cost, accuracy and throughput; dashed: that of cost and throughput.",
+            "Up and to the left is better. Bars: 95% intervals. Small numbers: batch size.",
+        ],
+    )
+
+
+def _mark_frontier(rows: Sequence[Row], cost: str) -> None:
+    import numpy as np
+
+    c, a, t = (np.array([r[k] for r in rows], float) for k in (cost, "accuracy", "output_tokens_per_s"))
+    beaten, beaten_2d = dominated(c, a, t), dominated(c, np.zeros_like(a), t)
+    fastest: dict[Any, Row] = {}
+    for row, hidden, off_line in zip(rows, beaten, beaten_2d, strict=True):
+        row["frontier"], row["staircase"], row["labelled"] = not hidden, not off_line, False
+        key = row["batch_size"]
+        if key not in fastest or row["output_tokens_per_s"] > fastest[key]["output_tokens_per_s"]:
+            fastest[key] = row
+    for row in fastest.values():  # one label per batch size, at its fastest point: the others lie close by
+        row["labelled"] = True
+
+
+# --- bytes ---------------------------------------------------------------------------------------------------------
+
+BYTE_COUNTS = {
+    "decode_mbu_bytes": "MBU, eq. (1): every expert",
+    "decode_s_mbu_bytes": "S-MBU, eq. (3) as printed",
+    "decode_s_mbu_complete_bytes": "S-MBU, complete count",
+    "decode_measured_bytes": "measured",
+}
+
+
+def bytes_per_layer(table: pa.Table) -> alt.TopLevelMixin:
+    """Mean bytes that a decode step reads per layer, against batch size, by who counts; one panel per deployment.
+
+    The paper's Figure 3. Where several datasets were run, the first one's rows are drawn (tooltips name it).
+    """
+    rows = [r for r in table.to_pylist() if r["layers"] and r["batch_size"] and r["decode_s_mbu_bytes"] is not None]
+    if not rows:
+        raise NothingToDraw("No row has the bytes of a decode step (`decode_s_mbu_bytes`) and the number of layers.")
+    rows = [r for r in rows if r["dataset"] == rows[0]["dataset"]]
+    points = [
+        {
+            "deployment": r["deployment"],
+            "dataset": r["dataset"],
+            "batch_size": r["batch_size"],
+            "count": label,
+            "bytes": r[column] / r["layers"],
+            "step_bytes": r[column],
+            "layers": r["layers"],
+        }
+        for r in rows
+        for column, label in BYTE_COUNTS.items()
+        if r.get(column) is not None
+    ]
+    return _byte_panels(
+        points, "Bytes read per layer and decode step", f"Mean over layers and steps; {rows[0]['dataset']}."
+    )
+
+
+def measured_bytes(rows: Sequence[Mapping[str, Any]], panel: str = "model") -> alt.TopLevelMixin:
+    """Predicted against measured bytes of a profiling run.
+
+    Args:
+        rows: one dict per point with ``batch_size``, ``panel`` and any of ``mbu_bytes``, ``s_mbu_bytes``,
+            ``s_mbu_complete_bytes``, ``measured_bytes``.
+    """
+    columns = {k.removeprefix("decode_"): v for k, v in BYTE_COUNTS.items()}
+    points = [
+        {
+            "deployment": str(r.get(panel)),
+            "dataset": str(r.get("layer", "")),
+            "batch_size": r["batch_size"],
+            "count": label,
+            "bytes": r[column],
+            "step_bytes": r[column],
+        }
+        for r in rows
+        for column, label in columns.items()
+        if r.get(column) is not None
+    ]
+    if not points:
+        raise NothingToDraw("The table of measured bytes is empty.")
+    return _byte_panels(points, "Predicted and measured bytes", "Read in one decode step.")
+
+
+def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMixin:
+    names = _series(p["deployment"] for p in points)
+    counts = [c for c in BYTE_COUNTS.values() if any(p["count"] == c for p in points)]
+    batches = sorted({p["batch_size"] for p in points})
+    order = list(BYTE_COUNTS.values())
+    colour = alt.Color(
+        "count:N", title="counted by", scale=alt.Scale(domain=counts, range=[COLOURS[order.index(c)] for c in counts])
+    )
+    dash = alt.StrokeDash(
+        "count:N",
+        title="counted by",
+        scale=alt.Scale(domain=counts, range=[[[6, 3], [1, 0], [2, 2], [8, 2, 2, 2]][order.index(c)] for c in counts]),
+    )
+    shape = alt.Shape(
+        "count:N", title="counted by", scale=alt.Scale(domain=counts, range=[SHAPES[order.index(c)] for c in counts])
+    )
+    top = max(p["bytes"] for p in points) * 1.08
+    panels = []
+    for name in names:
+        base = alt.Chart(alt.Data(values=[p for p in points if p["deployment"] == name])).encode(
+            x=_batch_axis(batches),
+            y=alt.Y("bytes:Q", title="bytes", scale=alt.Scale(domain=[0, top], nice=True), axis=_bytes_axis()),
+            color=colour,
+        )
+        tips = [
+            _tip("deployment:N", ""),
+            _tip("dataset:N", "dataset"),
+            _tip("batch_size:Q", "batch size"),
+            _tip("count:N", "counted by"),
+            _tip("bytes:Q", "bytes per layer", ",.0f"),
+            _tip("step_bytes:Q", "bytes per step", ",.0f"),
+        ]
+        panels.append(
+            alt.layer(
+                base.mark_line(strokeWidth=2).encode(strokeDash=dash),
+                base.mark_point(filled=True, size=60, opacity=1).encode(shape=shape, tooltip=tips),
+            ).properties(width=235, height=220, title=name)
+        )
+    return finish(alt.concat(*panels, columns=3), title, [subtitle])
+
+
+# --- curves over batch size ---------------------------------------------------------------------------------------
+
+
+def by_batch(table: pa.Table) -> alt.TopLevelMixin:
+    """Throughput and time per output token against batch size, with 95% intervals; one row of panels per dataset."""
+    columns = {"output_tokens_per_s": ("generated tokens/s", ".3~s"), "tpot_s": ("time per output token, s", ".3~s")}
+    rows = [
+        r
+        for r in table.to_pylist()
+        if r["batch_size"] and any(r[c] is not None for c in columns) and r["status"] != "failed"
+    ]
+    if not rows:
+        raise NothingToDraw("No row has a throughput or a time per output token.")
+    names = _series(r["deployment"] for r in rows)
+    rows = [r for r in rows if r["deployment"] in names]
+    batches = sorted({r["batch_size"] for r in rows})
+    panels = []
+    for dataset in dict.fromkeys(r["dataset"] for r in rows):
+        for column, (label, number) in columns.items():
+            group = [r for r in rows if r["dataset"] == dataset and r[column] is not None]
+            if not group:
+                continue
+            scale = _log([r[column] for r in group])
+            y = alt.Y(f"{column}:Q", title=label, scale=scale, axis=_log_axis(number))
+            base = alt.Chart(alt.Data(values=group)).encode(x=_batch_axis(batches), color=_colour(names))
+            bars = [r for r in group if r[f"{column}_low"] is not None and r[f"{column}_high"] is not None]
+            layers = [base.mark_line(strokeWidth=2, opacity=0.85).encode(y=y)]
+            if bars:
+                layers.append(
+                    alt.Chart(alt.Data(values=bars))
+                    .mark_rule(strokeWidth=1.5)
+                    .encode(
+                        x=_batch_axis(batches),
+                        y=alt.Y(f"{column}_low:Q", scale=scale, title=label),
+                        y2=f"{column}_high:Q",
+                        color=_colour(names),
+                    )
+                )
+            tips = [
+                _tip("deployment:N", ""),
+                _tip("dataset:N", "dataset"),
+                _tip("batch_size:Q", "batch size"),
+                _tip(f"{column}:Q", label, ".4~s"),
+                _tip(f"{column}_low:Q", "95% from", ".4~s"),
+                _tip(f"{column}_high:Q", "to", ".4~s"),
+            ]
+            layers.append(
+                base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=_shape(names), tooltip=tips)
+            )
+            panels.append(alt.layer(*layers).properties(width=330, height=210, title=_label(dataset)))
+    return finish(alt.concat(*panels, columns=2), "Throughput and latency against batch size", ["Bars: 95% intervals."])
+
+
+UTILIZATIONS = {
+    "Memory bandwidth": {
+        "decode_mbu": "dense, eqs. (1), (2)",
+        "decode_s_mbu": "sparse, eqs. (3), (4)",
+        "decode_s_mbu_complete": "sparse, complete count",
+    },
+    "Compute": {
+        "decode_mfu": "dense, eqs. (1), (2)",
+        "decode_s_mfu": "sparse, eqs. (3), (4)",
+        "decode_s_mfu_complete": "sparse, complete count",
+    },
+}
+
+
+def utilization(table: pa.Table) -> alt.TopLevelMixin:
+    """Decode utilization of memory bandwidth and of compute against batch size; a panel per deployment and resource."""
+    everything = table.to_pylist()
+    columns = [c for group in UTILIZATIONS.values() for c in group]
+    rows = [r for r in everything if r["batch_size"] and any(r[c] is not None for c in columns)]
+    if not rows:
+        raise NothingToDraw("No row has a utilization.")
+    rows = [r for r in rows if r["dataset"] == rows[0]["dataset"]]
+    names = _series(r["deployment"] for r in rows)
+    batches = sorted({r["batch_size"] for r in rows})
+    labels = list(UTILIZATIONS["Compute"].values())
+    colour = alt.Color("count:N", title="count", scale=alt.Scale(domain=labels, range=list(COLOURS[:3])))
+    shape = alt.Shape("count:N", title="count", scale=alt.Scale(domain=labels, range=list(SHAPES[:3])))
+    lines = []
+    for resource, counts in UTILIZATIONS.items():
+        points = [
+            {
+                "deployment": r["deployment"],
+                "dataset": r["dataset"],
+                "batch_size": r["batch_size"],
+                "count": label,
+                "column": column,
+                "value": r[column],
+                "low": r[f"{column}_low"],
+                "high": r[f"{column}_high"],
+            }
+            for r in rows
+            for column, label in counts.items()
+            if r[column] is not None and r["deployment"] in names
+        ]
+        if not points:
+            continue
+        top = max(max(p["value"], p["high"] or 0) for p in points) * 1.08
+        scale = alt.Scale(domain=[0, top], nice=True)
+        panels = []
+        for name in names:
+            group = [p for p in points if p["deployment"] == name]
+            base = alt.Chart(alt.Data(values=group)).encode(x=_batch_axis(batches), color=colour)
+            y = alt.Y("value:Q", title=f"{resource.lower()} utilization", scale=scale, axis=alt.Axis(format=".3~p"))
+            tips = [
+                _tip("deployment:N", ""),
+                _tip("dataset:N", "dataset"),
+                _tip("column:N", "column"),
+                _tip("batch_size:Q", "batch size"),
+                _tip("value:Q", "utilization", ".2%"),
+                _tip("low:Q", "95% from", ".2%"),
+                _tip("high:Q", "to", ".2%"),
+            ]
+            layers = [
+                base.mark_line(strokeWidth=2).encode(y=y),
+                alt.Chart(alt.Data(values=[p for p in group if p["low"] is not None]))
+                .mark_rule(strokeWidth=1.5)
+                .encode(x=_batch_axis(batches), y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
+                base.mark_point(filled=True, size=55, opacity=1).encode(y=y, shape=shape, tooltip=tips),
+            ]
+            if top > 1:
+                layers.append(
+                    alt.Chart(alt.Data(values=[{"one": 1}]))
+                    .mark_rule(strokeDash=[3, 3], style="muted")
+                    .encode(y="one:Q")
+                )
+            panels.append(alt.layer(*layers).properties(width=235, height=190, title=name))
+        lines.append(alt.concat(*panels, columns=3))
+    return finish(
+        alt.vconcat(*lines),
+        "Utilization in decode",
+        [f"Share of the peak; {rows[0]['dataset']}. Bars: 95% intervals. Above 1 is not cut off: it is a warning."],
+    )
+
+
+# --- routing -------------------------------------------------------------------------------------------------------
+
+
+def expert_heatmap(rows: Iterable[Mapping[str, Any]], title: str = "") -> alt.TopLevelMixin:
+    """How often each expert of each layer was chosen, relative to an even load.
+
+    Args:
+        rows: dicts with ``layer``, ``expert`` and ``load`` (1: as often as under an even load), optionally
+            ``frequency`` (share of tokens that chose it).
+    """
+    points = [dict(r) for r in rows if r.get("load") is not None]
+    if not points:
+        raise NothingToDraw("The routing analysis has no activation frequencies.")
+    layers = len({p["layer"] for p in points})
+    experts = len({p["expert"] for p in points})
+    width = min(900, max(220, 34 * experts if experts <= 16 else 12 * experts))
+    height = min(900, max(60, 30 * layers if layers <= 12 else 12 * layers))
+    most = max(2.0, *(p["load"] for p in points))
+    chart = (
+        alt.Chart(alt.Data(values=points))
+        .mark_rect()
+        .encode(
+            x=alt.X("expert:O", title="expert", axis=_sparse_axis(experts)),
+            y=alt.Y("layer:O", title="layer", axis=_sparse_axis(layers)),
+            color=alt.Color(
+                "load:Q",
+                title="load",
+                scale=alt.Scale(scheme="blueorange", domain=[0, most], domainMid=1),
+                legend=alt.Legend(format=".2~f", gradientLength=100),
+            ),
+            tooltip=[
+                _tip("layer:O", "layer"),
+                _tip("expert:O", "expert"),
+                _tip("load:Q", "load (1: even)", ".3f"),
+                _tip("frequency:Q", "share of tokens", ".2%"),
+            ],
+        )
+        .properties(width=width, height=height)
+    )
+    return finish(chart, "Expert activation", [f"{title} 1: as often as under an even load.".strip()])
+
+
+def _sparse_axis(values: int) -> alt.Axis:
+    every = max(1, math.ceil(values / 32))
+    expression = f"toNumber(datum.label) % {every} == 0 ? datum.label : ''" if every > 1 else "datum.label"
+    return alt.Axis(labelExpr=expression, labelAngle=0, ticks=every == 1)
+
+
+def expected_unique_experts(experts: int, top_k: int, tokens: float) -> float:
+    """Distinct experts that ``tokens`` tokens choose under uniform, independent routing: E·(1 − (1 − k/E)^n).
+
+    >>> expected_unique_experts(8, 2, 1)
+    2.0
+    """
+    return experts * (1 - (1 - top_k / experts) ** tokens)
+
+
+def unique_experts(rows: Iterable[Mapping[str, Any]], title: str = "") -> alt.TopLevelMixin:
+    """Distinct experts per MoE layer against tokens in the step, with the closed form for uniform routing.
+
+    Args:
+        rows: dicts with ``layer``, ``tokens``, ``unique_experts`` (mean), ``experts``, ``top_k``, and optionally
+            ``steps`` (how many steps the mean is of).
+    """
+    points = [dict(r) for r in rows if r.get("unique_experts") is not None and r["tokens"] > 0]
+    if not points:
+        raise NothingToDraw("The routing analysis has no counts of unique experts.")
+    largest = max(p["tokens"] for p in points)
+    curves = []
+    for experts, top_k in sorted({(p["experts"], p["top_k"]) for p in points}):
+        for i in range(61):
+            tokens = largest ** (i / 60)
+            curves.append(
+                {
+                    "tokens": tokens,
+                    "unique_experts": expected_unique_experts(experts, top_k, tokens),
+                    "of": f"{experts} experts, top {top_k}",
+                }
+            )
+    scale = alt.Scale(type="log", base=2, domain=[1, max(2, largest)], nice=False)
+    x = alt.X("tokens:Q", title="tokens in the step", scale=scale, axis=alt.Axis(format="~s", grid=False))
+    y = alt.Y(
+        "unique_experts:Q",
+        title="distinct experts per layer",
+        scale=alt.Scale(domain=[0, max(p["experts"] for p in points)]),
+    )
+    line = (
+        alt.Chart(alt.Data(values=curves))
+        .mark_line(strokeDash=[5, 3], strokeWidth=1.5, style="muted")
+        .encode(x=x, y=y, detail="of:N", tooltip=[_tip("of:N", "uniform routing"), _tip("unique_experts:Q", "", ".2f")])
+    )
+    tips = [
+        _tip("layer:O", "layer"),
+        _tip("tokens:Q", "tokens"),
+        _tip("unique_experts:Q", "distinct experts, mean", ".3f"),
+        _tip("steps:Q", "steps"),
+    ]
+    dots = (
+        alt.Chart(alt.Data(values=points))
+        .mark_point(filled=True, size=40, opacity=0.75)
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color("layer:Q", title="layer", scale=alt.Scale(scheme="viridis"), legend=_layer_legend(points)),
+            tooltip=tips,
+        )
+    )
+    chart = alt.layer(line, dots).properties(width=420, height=260)
+    return finish(
+        chart,
+        "Distinct experts against tokens in a step",
+        [f"{title} Dashed: uniform routing, E·(1 − (1 − k/E)^n).".strip()],
+    )
+
+
+def _layer_legend(points: Sequence[Row]) -> alt.Legend:
+    layers = sorted({p["layer"] for p in points})
+    return alt.Legend(values=layers if len(layers) <= 6 else alt.Undefined, format="d")
+
+
+# --- the paper -----------------------------------------------------------------------------------------------------
+
+
+def paper_figure(
+    table: pa.Table, references: Mapping[str, str], dataset: str, title: str, models: Sequence[str] | None = None
+) -> alt.TopLevelMixin:
+    """CAP radars as in the paper's Figures 4 and 5: one panel per model, against a reference deployment each.
+
+    Args:
+        table: the CAP table of the paper's rows.
+        references: model → deployment whose values are the dashed triangle.
+        dataset: whose rows to draw (``GSM8K`` in the paper).
+        models: which models, in order; by default those of ``references``.
+    """
+    wanted = list(models or references)
+    rows = [r for r in table.to_pylist() if r["dataset"] == dataset and r["model"] in wanted]
+    rows.sort(key=lambda r: wanted.index(r["model"]))
+    if not rows:
+        raise NothingToDraw(f"No row for dataset {dataset!r} and models {', '.join(wanted)}.")
+    part = pa.Table.from_pylist(rows, schema=table.schema)
+    chart = radar(
+        part, references[wanted[0]], (COST_TO_BUY, ACCURACY, PERFORMANCE), panel="model", references=references
+    )
+    shown = ", ".join(references[m] for m in wanted)
+    return finish(chart, title, [f"{dataset}. Dashed: {shown}. Further out is better on every axis."])
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def theme(mode: str = "light") -> dict[str, Any]:
+    """Vega-Lite config: fonts, and the neutral colours for a light or a dark page."""
+    ink, muted, grid = INK[mode]
+    return {
+        "font": FONT,
+        "background": "transparent",
+        "padding": 8,
+        "view": {"stroke": None},
+        "title": {
+            "anchor": "start",
+            "color": ink,
+            "subtitleColor": muted,
+            "fontSize": 13,
+            "subtitleFontSize": 11.5,
+            "subtitlePadding": 5,
+            "offset": 12,
+        },
+        "axis": {
+            "labelColor": muted,
+            "titleColor": ink,
+            "domainColor": muted,
+            "tickColor": muted,
+            "gridColor": grid,
+            "labelFontSize": 11,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+        },
+        "legend": {"labelColor": ink, "titleColor": muted, "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 240},
+        "text": {"color": ink},
+        "style": {
+            "muted": {"stroke": muted, "color": muted},
+            "faint": {"fill": muted, "color": muted},
+            "ring": {"stroke": ink, "fill": "transparent"},
+        },
+        "concat": {"spacing": 26},
+    }
+
+
+def finish(chart: Any, title: str, subtitle: Sequence[str] = ()) -> Any:
+    """Give a chart its title and the theme."""
+    heading = alt.Title(title, subtitle=list(subtitle), fontSize=16)
+    return chart.properties(title=heading, config=alt.Config(**theme()))
+
+
+def spec(chart: alt.TopLevelMixin, mode: str = "light") -> dict[str, Any]:
+    """The chart as a Vega-Lite dict, in the neutral colours of ``mode``."""
+    found = chart.to_dict()
+    found["config"] = theme(mode)
+    return found
+
+
+def to_svg(chart: alt.TopLevelMixin | Mapping[str, Any], mode: str = "light") -> str:
+    """The chart as SVG text; no browser and no network is needed."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(_json(chart, mode, background="white" if mode == "light" else "transparent"))
+
+
+def to_png(chart: alt.TopLevelMixin | Mapping[str, Any], scale: float = 2.0) -> bytes:
+    """The chart as PNG on white."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_png(_json(chart, "light", background="white"), scale=scale)
+
+
+def to_html(chart: alt.TopLevelMixin | Mapping[str, Any], name: str) -> str:
+    """A page with the interactive chart and all of Vega in it: it opens from disk, without a network."""
+    from moecap.templates import render  # late: the templates use this module's bundle
+
+    return render("chart.html.j2", title=name, specs={"chart": _dict(chart)}, dark=theme("dark"), bundle=vega_bundle())
+
+
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, from vl-convert's own copy."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle()
+
+
+def save(chart: alt.TopLevelMixin, path: str | Path) -> None:
+    """Write a chart, atomically, in the format that the suffix names.
+
+    Raises:
+        MoecapError: the suffix is none of .svg, .png, .html, .json.
+    """
+    path = Path(path)
+    writers: dict[str, Callable[[], str | bytes]] = {
+        ".svg": lambda: to_svg(chart),
+        ".png": lambda: to_png(chart),
+        ".html": lambda: to_html(chart, path.stem),
+        ".json": lambda: json.dumps(spec(chart)),
+    }
+    if path.suffix not in writers:
+        raise MoecapError(f"{path}: a chart cannot be written as {path.suffix!r}. {nearest(path.suffix, writers)}")
+    content = writers[path.suffix]()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _dict(chart: alt.TopLevelMixin | Mapping[str, Any]) -> dict[str, Any]:
+    return dict(chart) if isinstance(chart, Mapping) else spec(chart)
+
+
+def _json(chart: alt.TopLevelMixin | Mapping[str, Any], mode: str, background: str) -> str:
+    found = _dict(chart)
+    found["config"] = {**theme(mode), "background": background}
+    return json.dumps(found)
+
+
+# --- small parts ---------------------------------------------------------------------------------------------------
+
+
+def _complete(table: pa.Table, columns: Sequence[str], positive: bool = False) -> list[Row]:
+    rows = [
+        r
+        for r in table.to_pylist()
+        if all(r.get(c) is not None and (not positive or r[c] > 0 or c == "accuracy") for c in columns)
+    ]
+    if not rows:
+        lacking = [c for c in columns if table[c].null_count == table.num_rows]
+        what = f"no row has {', '.join(lacking)}" if lacking else f"no row has all of {', '.join(columns)}"
+        raise NothingToDraw(f"Nothing to draw: {what}.")
+    return rows
+
+
+def _series(names: Iterable[str]) -> list[str]:
+    """Distinct names in order of appearance, as many as there are colours."""
+    return list(dict.fromkeys(names))[:MAX_SERIES]
+
+
+def _colour(names: Sequence[str]) -> alt.Color:
+    scale = alt.Scale(domain=list(names), range=list(COLOURS[: len(names)]))
+    return alt.Color("deployment:N", title="deployment", scale=scale)
+
+
+def _shape(names: Sequence[str]) -> alt.Shape:
+    scale = alt.Scale(domain=list(names), range=list(SHAPES[: len(names)]))
+    return alt.Shape("deployment:N", title="deployment", scale=scale)
+
+
+def _tip(field: str, title: str, number: str | None = None) -> alt.Tooltip:
+    name = title or field.split(":")[0]
+    return alt.Tooltip(field, title=name, format=number) if number else alt.Tooltip(field, title=name)
+
+
+def _label(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _log(values: Sequence[float]) -> alt.Scale:
+    low, high = min(values), max(values)
+    return alt.Scale(type="log", domain=[low / 1.35, high * 1.45], nice=False)
+
+
+def _log_axis(number: str = ".3~g") -> alt.Axis:
+    return alt.Axis(format=number, labelOverlap=True, tickCount=5)
+
+
+def _bytes_axis() -> alt.Axis:
+    # SI prefixes; "k" and "M" are powers of 1000 here, as in GB/s.
+    return alt.Axis(labelExpr="datum.value == 0 ? '0' : format(datum.value, '.3~s') + 'B'")
+
+
+def _batch_axis(batches: Sequence[int]) -> alt.X:
+    values = list(batches) if len(batches) <= 12 else alt.Undefined
+    scale = alt.Scale(type="log", base=2, domain=[batches[0] / 1.2, batches[-1] * 1.2], nice=False)
+    return alt.X("batch_size:Q", title="batch size", scale=scale, axis=alt.Axis(values=values, format="d", grid=False))
+
+
+def _padded(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [low, high] if high > low else [max(0.0, low - 0.05), high + 0.05]
