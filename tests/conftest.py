@@ -1,0 +1,31 @@
+"""What the tests share: the repository's root, a way to run Snakemake, and the one real result tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def snakemake(*arguments: str, cwd: Path = ROOT, timeout: float = 1800, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake as a user would, in the environment that runs the tests."""
+    # The Slurm plugin asks for a controller when it is imported; where none answers, that costs seconds per call.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env}
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
