@@ -1,0 +1,475 @@
+"""Accuracy by lm-eval: the task, the engine and the answers are lm-eval's; this module loads, checks and counts.
+
+A task is data. A dataset's catalogue entry names an lm-eval task: either one of lm-eval's own (``gsm8k``, the ``mmlu``
+group) or a YAML file in ``config/tasks``. Local files can take the place of a task's download (``data_files``), so
+that a task's own prompts, answer extraction and metric run without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moecap.errors import MoecapError, nearest
+from moecap.provenance import library_versions
+
+log = logging.getLogger(__name__)
+
+TASK_DIR = "config/tasks"
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field("task", pa.string(), metadata={"meaning": "lm-eval task; a group has several"}),
+        pa.field("doc_id", pa.int32(), metadata={"meaning": "index in the task's test split"}),
+        pa.field("prompt", pa.string()),
+        pa.field("target", pa.string(), metadata={"meaning": "the right answer; for choices, its text"}),
+        pa.field("response", pa.string(), metadata={"meaning": "text generated, or the choice found likeliest"}),
+        pa.field("loglikelihoods", pa.list_(pa.float64()), metadata={"meaning": "of each choice; null if generated"}),
+        pa.field("score", pa.float64(), metadata={"meaning": "the metric's value for this question"}),
+        pa.field("degenerate", pa.bool_(), metadata={"meaning": "wrong, and empty, blank or one character repeated"}),
+        pa.field("failed", pa.bool_(), metadata={"meaning": "no response came; counts as wrong"}),
+    ]
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks
+# ---------------------------------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.\-]+)["']? *(?:#.*)?$""", re.MULTILINE)
+
+
+@cache
+def known_tasks(task_dir: str | os.PathLike[str] = TASK_DIR) -> frozenset[str]:
+    """Names of the tasks and groups of ``task_dir`` and of lm-eval, read from their YAML files.
+
+    Neither imports lm-eval nor needs it: where it is not installed, the names of ``task_dir`` are all that is known.
+    """
+    folders = [Path(task_dir)]
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is not None and spec.submodule_search_locations:
+        folders.append(Path(next(iter(spec.submodule_search_locations))) / "tasks")
+    names: set[str] = set()
+    for folder in folders:
+        for path in folder.glob("**/*.yaml"):
+            names.update(_NAME.findall(path.read_text(errors="replace")))
+    return frozenset(names)
+
+
+def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR) -> None:
+    """Fail if there is no task or group ``name``; takes about a second, and no model is loaded.
+
+    Raises:
+        MoecapError: no such task, with the nearest names.
+    """
+    if (Path(task_dir) / f"{name}.yaml").is_file():
+        return  # spares the search through lm-eval's 12,000 files
+    known = known_tasks(os.fspath(task_dir))
+    if name in known:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        log.warning("lm-eval is not installed here: whether it has a task %r cannot be checked", name)
+        return
+    # Tags and Python tasks are in lm-eval's own index only; it takes ten seconds to build, so it is asked last.
+    if name in _task_manager(os.fspath(task_dir), True).all_tasks:
+        return
+    raise MoecapError(
+        f"There is no lm-eval task {name!r}, neither in {task_dir} nor among lm-eval's own. "
+        f"{_near(name, known)} A dataset's `task` in config/catalogue/datasets.yaml names it; a task of your own is a "
+        f"YAML file in {task_dir}."
+    )
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Near misses out of twelve thousand names: the list itself would help nobody."""
+    sentence = nearest(name, known)
+    return sentence.split(" Known:")[0] if sentence.startswith("Did you mean") else "`lm_eval ls tasks` lists them."
+
+
+@cache
+def _task_manager(task_dir: str, defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=task_dir, include_defaults=defaults)
+
+
+def load_task(
+    name: str,
+    task_dir: str | os.PathLike[str] = TASK_DIR,
+    data_files: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """lm-eval's task dictionary (``tasks``, ``groups``, ``group_map``) of the task or group ``name``.
+
+    Args:
+        name: a task of ``task_dir``, which comes first, or of lm-eval.
+        task_dir: folder of task YAML files.
+        data_files: local JSONL, CSV or Parquet file per split, in place of the task's own download.
+        limit: only to say in the log how much is to be done.
+
+    Raises:
+        MoecapError: no such task; a local file is missing or lacks what the task reads; its data cannot be had.
+    """
+    check_task(name, task_dir)
+    manager = _task_manager(os.fspath(task_dir), not (Path(task_dir) / f"{name}.yaml").is_file())
+    spec: str | dict[str, Any] = name
+    if data_files:
+        entry = manager.task_index[name]
+        if entry.kind.name != "TASK":
+            raise MoecapError(
+                f"`data_files` of the dataset with task {name!r}: local files can stand in for one task's data, and "
+                f"{name!r} is a {entry.kind.name.lower()} of several tasks. Name one of its tasks."
+            )
+        spec = _with_local_data(entry, data_files)
+    try:
+        loaded = manager.load([spec])
+    except Exception as error:
+        raise MoecapError(
+            f"The data of task {name!r} could not be loaded ({_first_line(error)}). A dataset of the hub needs the "
+            "network once, or a filled HF_HOME; `data_files` in the config names local files per split instead."
+        ) from error
+    questions = sum(min(limit or math.inf, len(list(task.eval_docs))) for task in loaded["tasks"].values())
+    log.info("task %s: %d task(s), %d questions", name, len(loaded["tasks"]), questions)
+    return loaded
+
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def _with_local_data(entry: Any, data_files: Mapping[str, str]) -> dict[str, Any]:
+    """The task's whole config, with its data source replaced by local files."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    suffixes = {Path(path).suffix for path in data_files.values()}
+    if len(suffixes) != 1 or not suffixes <= set(_BUILDERS):
+        raise MoecapError(
+            f"`data_files` of task {entry.name!r}: {', '.join(data_files.values())} must be files of one kind, out of "
+            f"{', '.join(_BUILDERS)}."
+        )
+    for split, path in data_files.items():
+        if not Path(path).is_file():
+            raise MoecapError(f"`data_files` of task {entry.name!r}: {path} (split {split!r}) does not exist.")
+    config = load_yaml(entry.yaml_path, resolve_func=True) if entry.yaml_path else dict(entry.cfg)
+    needed = {config.get("test_split") or config.get("validation_split")}
+    if config.get("num_fewshot"):
+        needed.add(config.get("fewshot_split") or config.get("training_split"))
+    missing = {split for split in needed if split} - set(data_files)
+    if missing:
+        raise MoecapError(
+            f"`data_files` of task {entry.name!r} has no file for its split(s) {', '.join(sorted(missing))}; it gives "
+            f"{', '.join(data_files)}. The task reads its questions and its worked examples from there."
+        )
+    # Splits that the task names but that are not given are not read.
+    for key in ("training_split", "validation_split", "fewshot_split"):
+        if config.get(key) and config[key] not in data_files:
+            config[key] = None
+    return {
+        **config,
+        "task": entry.name,
+        "dataset_path": _BUILDERS[suffixes.pop()],
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: os.path.abspath(path) for split, path in data_files.items()}},  # noqa: PTH100
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Counting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_degenerate(text: str) -> bool:
+    """Whether an answer is empty, blank, or one character four times or more: the marks of a broken model.
+
+    >>> [is_degenerate(t) for t in ("", " ", "0000000", "111", "42")]
+    [True, True, True, False, False]
+    """
+    bare = text.strip()
+    return not bare or (len(bare) >= 4 and len(set(bare)) == 1)
+
+
+def score(values: Iterable[float | None], attempted: int) -> tuple[float, float | None]:
+    """(accuracy, its standard error) over all ``attempted`` questions; None, or a value that is not there, is wrong.
+
+    The standard error is the sample standard deviation over √n, as in lm-eval; None for fewer than two questions.
+    """
+    given = [0.0 if value is None else float(value) for value in values]
+    if attempted < max(1, len(given)):
+        raise ValueError(f"{len(given)} scores for {attempted} questions")
+    padded = given + [0.0] * (attempted - len(given))
+    mean = math.fsum(padded) / attempted
+    if attempted < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in padded) / (attempted - 1)
+    return mean, math.sqrt(variance / attempted)
+
+
+def _samples(results: Mapping[str, Any], metric: str, filter_name: str) -> list[dict[str, Any]]:
+    """One row of SAMPLES_SCHEMA per question, out of lm-eval's logged samples."""
+    rows = []
+    for task, logged in results["samples"].items():
+        choices = results["configs"][task]["output_type"] == "multiple_choice"
+        for sample in logged:
+            if sample["filter"] != filter_name:
+                continue
+            value = sample.get(metric)
+            responses = [_first(r) for r in sample["resps"]]
+            failed = value is None or any(r is None for r in responses)
+            row = {
+                "task": task,
+                "doc_id": sample["doc_id"],
+                "score": None if failed else float(value),
+                "failed": failed,
+            }
+            if choices:
+                texts = [arguments[1] for arguments in sample["arguments"]]
+                likelihoods = None if failed else [float(r[0]) for r in responses]
+                best = None if likelihoods is None else max(range(len(texts)), key=likelihoods.__getitem__)
+                target = sample["target"]
+                row |= {
+                    "target": texts[target] if isinstance(target, int) else str(target),
+                    "response": None if best is None else texts[best],
+                    "loglikelihoods": likelihoods,
+                    "degenerate": False,
+                }
+            else:
+                text = responses[0]
+                row |= {
+                    "target": str(sample["target"]),
+                    "response": text,
+                    "loglikelihoods": None,
+                    "degenerate": not failed and not value and is_degenerate(text),
+                }
+            row["prompt"] = sample["arguments"][0][0]
+            rows.append(row)
+    return rows
+
+
+def _first(response: Any) -> Any:
+    return response[0] if isinstance(response, list) and response else response
+
+
+def task_hash(configs: Mapping[str, Any], data_files: Mapping[str, str] | None = None) -> str:
+    """Hash of everything that a task is: prompts, metric, splits, and the bytes of local data; no path is in it."""
+    plain = {}
+    for name, config in sorted(configs.items()):
+        kept = {k: v for k, v in config.items() if k not in ("dataset_kwargs", "metadata")}
+        plain[name] = kept | {"version": (config.get("metadata") or {}).get("version")}
+    content = {
+        split: hashlib.sha256(Path(p).read_bytes()).hexdigest() for split, p in sorted((data_files or {}).items())
+    }
+    text = json.dumps([plain, content], sort_keys=True, default=lambda value: getattr(value, "__name__", str(value)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def model_arguments(
+    model_dir: str | os.PathLike[str],
+    kind: str,
+    device: str,
+    *,
+    tensor_parallel: int = 1,
+    seed: int = 1,
+    trust_remote_code: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """lm-eval's name and arguments of the engine ``kind`` (``vllm`` or ``transformers``).
+
+    Raises:
+        MoecapError: an engine that lm-eval does not run in process.
+    """
+    common = {"pretrained": os.fspath(model_dir), "trust_remote_code": trust_remote_code}
+    if kind == "vllm":
+        extra: dict[str, Any] = {"seed": seed, "tensor_parallel_size": tensor_parallel, "enable_prefix_caching": False}
+        if device == "cpu":
+            extra["enforce_eager"] = True
+        return "vllm", common | extra | dict(arguments or {})
+    if kind == "transformers":
+        return "hf", common | {"dtype": "auto", "device": device} | dict(arguments or {})
+    raise MoecapError(
+        f"Accuracy cannot be evaluated with engine kind {kind!r}. {nearest(kind, ('vllm', 'transformers'))}"
+    )
+
+
+@contextmanager
+def _engine_environment(kind: str, device: str) -> Any:
+    """Settings that vLLM reads from the environment; what the user has set stays."""
+    wanted = {}
+    if kind == "vllm":
+        wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: ends with it, and its log is in the log
+        if device == "cpu":
+            wanted["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def evaluate(
+    model_dir: str | os.PathLike[str],
+    dataset: Mapping[str, Any],
+    kind: str = "vllm",
+    device: str = "cpu",
+    *,
+    task_dir: str | os.PathLike[str] = TASK_DIR,
+    data_files: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    batch_size: int | str = "auto",
+    tensor_parallel: int = 1,
+    seed: int = 1,
+    trust_remote_code: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], pa.Table]:
+    """Score a checkpoint on a dataset with lm-eval.
+
+    Args:
+        model_dir: a checkpoint in Hugging Face format.
+        dataset: its catalogue entry: ``task``, ``metric`` (with lm-eval's filter after a comma, as in
+            ``exact_match,strict-match``), optionally ``num_fewshot`` and ``chat_template``.
+        kind, device: engine: ``vllm`` or ``transformers``, on ``cpu`` or ``cuda``.
+        task_dir: folder of task YAML files of one's own.
+        data_files: local file per split, in place of the task's download.
+        limit: only the first so many questions of each task.
+        batch_size: as lm-eval takes it; vLLM batches by itself with ``auto``.
+        tensor_parallel: devices of one engine.
+        seed: of lm-eval and engine.
+        trust_remote_code: whether code from the checkpoint may run.
+        arguments: more arguments for lm-eval's model class.
+
+    Returns:
+        ``(row, samples)``: the row has metric, accuracy and accuracy_stderr (fractions), accuracy_n (questions
+        attempted), accuracy_failed (no response; counted as wrong), accuracy_degenerate (wrong answers that are empty,
+        blank or one character repeated), settings (JSON), task_hash, lm_eval_version, engine_version; samples has
+        SAMPLES_SCHEMA.
+
+    Raises:
+        MoecapError: no such task (before any model is loaded), no data, metric unknown to the task, or the engine
+            could not load or serve the checkpoint.
+    """
+    task = dataset["task"]
+    metric, _, filter_name = str(dataset["metric"]).partition(",")
+    filter_name = filter_name or "none"
+    tasks = load_task(task, task_dir, data_files, limit)
+    for leaf in tasks["tasks"].values():
+        known = [m["metric"] for m in leaf.config.metric_list or [] if isinstance(m.get("metric"), str)]
+        if known and metric not in known:
+            raise MoecapError(
+                f"`metric` of the dataset with task {task!r} is {metric!r}, which that task does not compute. "
+                f"{nearest(metric, known)}"
+            )
+    lm_name, lm_arguments = model_arguments(
+        model_dir,
+        kind,
+        device,
+        tensor_parallel=tensor_parallel,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        arguments=arguments,
+    )
+    if kind == "transformers" and batch_size == "auto" and device == "cpu":
+        batch_size = 32  # its search for the largest batch that fits is made for GPUs
+    settings = {
+        "task": task,
+        "limit": limit,
+        "num_fewshot": dataset.get("num_fewshot"),
+        "chat_template": bool(dataset.get("chat_template")),
+        "batch_size": batch_size,
+        "engine_kind": kind,
+        "device": device,
+        "seed": seed,
+        "arguments": {k: v for k, v in lm_arguments.items() if k != "pretrained"},
+    }
+    results = _run(lm_name, lm_arguments, tasks, settings, kind, device, model_dir)
+
+    samples = pa.Table.from_pylist(_samples(results, metric, filter_name), schema=SAMPLES_SCHEMA)
+    if samples.num_rows == 0:
+        filters = sorted({s["filter"] for logged in results["samples"].values() for s in logged})
+        raise MoecapError(
+            f"`metric` of the dataset with task {task!r} asks for filter {filter_name!r}, which that task lacks. "
+            f"{nearest(filter_name, filters)}"
+        )
+    attempted = sum(results["n-samples"][name]["effective"] for name in tasks["tasks"])
+    failed = attempted - samples.num_rows + sum(samples["failed"].to_pylist())
+    if failed:
+        accuracy, stderr = score(samples["score"].to_pylist(), attempted)
+    else:  # lm-eval's own figures: it knows how a group weighs its tasks
+        scores = results["groups"][task] if task in (results.get("groups") or {}) else results["results"][task]
+        accuracy, stderr = scores[f"{metric},{filter_name}"], scores[f"{metric}_stderr,{filter_name}"]
+        stderr = stderr if isinstance(stderr, float) else None
+    versions = library_versions("lm-eval", "vllm", "transformers", "torch", "datasets")
+    row = {
+        "metric": f"{metric},{filter_name}",
+        "accuracy": float(accuracy),
+        "accuracy_stderr": stderr,
+        "accuracy_n": attempted,
+        "accuracy_failed": failed,
+        "accuracy_degenerate": sum(samples["degenerate"].to_pylist()),
+        "settings": json.dumps(settings, sort_keys=True, default=str),
+        "task_hash": task_hash({n: results["configs"][n] for n in tasks["tasks"]}, data_files),
+        "lm_eval_version": versions.get("lm-eval"),
+        "engine_version": versions.get("vllm" if kind == "vllm" else "transformers"),
+    }
+    return row, samples
+
+
+def _run(
+    lm_name: str,
+    lm_arguments: dict[str, Any],
+    tasks: dict[str, Any],
+    settings: Mapping[str, Any],
+    kind: str,
+    device: str,
+    model_dir: str | os.PathLike[str],
+) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.api.registry import get_model
+
+    with _engine_environment(kind, device):
+        try:
+            model = get_model(lm_name).create_from_arg_obj(
+                lm_arguments, {"batch_size": settings["batch_size"], "device": device if kind != "vllm" else None}
+            )
+        except Exception as error:
+            raise MoecapError(
+                f"{lm_name} could not load {model_dir} for the evaluation: {_first_line(error)} The log has the rest."
+            ) from error
+        for leaf in tasks["tasks"].values():
+            # As lm-eval's simple_evaluate does it for tasks that it loads itself.
+            fewshot = settings["num_fewshot"]
+            if fewshot is not None or leaf.get_config("num_fewshot") is None:
+                leaf.set_config(key="num_fewshot", value=fewshot or 0)
+            leaf.set_fewshot_seed(seed=settings["seed"])
+        results = lm_eval.evaluate(
+            lm=model,
+            task_dict=tasks,
+            limit=settings["limit"],
+            bootstrap_iters=1000,
+            log_samples=True,
+            apply_chat_template=settings["chat_template"],
+            fewshot_as_multiturn=settings["chat_template"],
+        )
+    if results is None:
+        raise MoecapError("lm-eval returned no results: this process is not the first of a group.")
+    return results
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".") + "."
