@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import platform
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
@@ -72,6 +73,16 @@ class RunResult:
     steps: list[Step]
     wall_s: float
     start_unix_s: float
+    window: Any = None
+
+
+# Opened around the timed part of a run and nothing else; what it yields is in `RunResult.window`.
+Window = Callable[[], AbstractContextManager[Any]]
+
+
+def no_window() -> AbstractContextManager[None]:
+    """Nothing is measured beside time."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,8 @@ class Engine(ABC):
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
+        # Monotonic time of the last step: a watchdog tells a slow run from one that hangs.
+        self.beat = time.monotonic()
 
     @property
     @abstractmethod
@@ -121,8 +134,10 @@ class Engine(ABC):
         return library_versions(LIBRARIES)
 
     @abstractmethod
-    def run(self, requests: Sequence[Request]) -> RunResult:
+    def run(self, requests: Sequence[Request], window: Window = no_window) -> RunResult:
         """Submit ``requests`` together and serve them to the end, all of them at a time.
+
+        ``window`` is opened around the timed part (see :func:`moecap.energy.window`).
 
         Raises:
             MoecapError: more requests than ``spec.max_num_seqs``, or one that does not fit the context.
@@ -201,15 +216,16 @@ def load(spec: EngineSpec) -> Iterator[Engine]:
 class Machine:
     """What a kernel asks of the hardware. None stands for "not known", to which nothing is objected.
 
-    ``architectures`` are GPU architectures in lower case (``hopper``, ``cdna3``); empty where there is no GPU.
+    ``gpu_vendor`` is "none" where there is no GPU; ``lacks`` are the dtypes that its GPU has no units for.
     """
 
     name: str
     isa: str | None = None
     vendor: str | None = None
     flags: frozenset[str] | None = None
-    architectures: frozenset[str] | None = None
     packages: frozenset[str] | None = None
+    gpu_vendor: str | None = None
+    lacks: frozenset[str] | None = None
 
 
 def this_machine(name: str = "this-machine", cpuinfo: str | Path = "/proc/cpuinfo") -> Machine:
@@ -243,36 +259,31 @@ def parse_cpuinfo(text: str, name: str, packages: frozenset[str] | None = None, 
     )
 
 
-def catalogue_machine(name: str, entry: Mapping[str, Any]) -> Machine:
-    """A machine from an entry of the hardware catalogue, as far as the entry says (``cpu_vendor``, ``cpu_flags``,
-    ``isa``, ``architecture``)."""
-    flags = entry.get("cpu_flags")
-    architecture = entry.get("architecture")
-    return Machine(
-        name=name,
-        isa=entry.get("isa"),
-        vendor=entry.get("cpu_vendor"),
-        flags=frozenset(flags) if flags is not None else None,
-        architectures=frozenset({str(architecture).lower()}) if architecture else None,
-    )
+def catalogue_machine(name: str, gpu: Mapping[str, Any] | None) -> Machine:
+    """A machine as the hardware catalogue knows it: from a GPU's entry (``vendor``, ``lacks``). None: no GPU."""
+    if gpu is None:
+        return Machine(name=name, gpu_vendor="none")
+    return Machine(name=name, gpu_vendor=gpu.get("vendor"), lacks=frozenset(gpu.get("lacks") or ()))
 
 
 def _missing(way: Mapping[str, Any], machine: Machine) -> list[str]:
     """What ``machine`` lacks of one way (one alternative in the catalogue) to run a precision."""
     lacks = []
-    isa, vendor = way.get("isa"), way.get("vendor")
-    if isa and machine.isa is not None and machine.isa not in _as_list(isa):
-        lacks.append(f"a CPU of type {' or '.join(_as_list(isa))}")
-    if vendor and machine.vendor is not None and machine.vendor not in _as_list(vendor):
-        lacks.append(f"a CPU by {' or '.join(_as_list(vendor))}")
+
+    def one_of(key: str, have: str | None, what: str) -> None:
+        allowed = _as_list(way.get(key, []))
+        if allowed and have is not None and have not in allowed:
+            lacks.append(f"{what} {' or '.join(allowed)}")
+
+    one_of("isa", machine.isa, "a CPU of type")
+    one_of("vendor", machine.vendor, "a CPU by")
+    one_of("gpu_vendor", machine.gpu_vendor, "a GPU by")
     if machine.flags is not None:
-        lacks += [f"CPU feature {flag}" for flag in way.get("flags", []) if flag not in machine.flags]
-    if machine.architectures is not None and way.get("architectures"):
-        wanted = {str(a).lower() for a in way["architectures"]}
-        if not wanted & machine.architectures:
-            lacks.append(f"a GPU of architecture {', '.join(sorted(wanted))}")
+        lacks += [f"CPU feature {flag}" for flag in _as_list(way.get("flags", [])) if flag not in machine.flags]
+    if machine.lacks is not None:
+        lacks += [f"a GPU with {dtype} units" for dtype in _as_list(way.get("dtypes", [])) if dtype in machine.lacks]
     if machine.packages is not None:
-        lacks += [f"package {package}" for package in way.get("packages", []) if package not in machine.packages]
+        lacks += [f"package {p}" for p in _as_list(way.get("packages", [])) if p not in machine.packages]
     return lacks
 
 
@@ -357,6 +368,3 @@ def check_can_serve(
         raise PermanentError(
             f"{prefix}engine {engine} cannot serve experts in {scheme} on {machine.name} ({options}).{remedy}"
         )
-
-
-Loader = Callable[[EngineSpec], Any]

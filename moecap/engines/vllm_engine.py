@@ -1,9 +1,9 @@
 """vLLM, stepped by hand: in this process (CPU) or with its core in a process of its own (GPUs).
 
 ``LLMEngine.step()`` is called in a loop, so that a token's time is when it reaches the caller. What each step computed
-comes from the scheduler (:mod:`moecap.engines.vllm_scheduler`), in both modes by the same code. Nothing is traced and no
-hook is on the model while the clock runs. Tokens are not turned into text: a server does that outside of the engine's
-core, beside the next step.
+comes from the scheduler (:mod:`moecap.engines.vllm_scheduler`), in both modes by the same code. Nothing is traced and
+no hook is on the model while the clock runs. Tokens are not turned into text: a server does that outside of the
+engine's core, beside the next step.
 
 A step's wall time is what it adds to the requests' waiting: in this process the whole of ``LLMEngine.step()``; in a
 process of its own the time from the later of its start and the end of the step before it to its end (steps that
@@ -25,7 +25,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moecap.engines.base import Engine, EngineSpec, Request, RequestRecord, RunResult, Step, library_versions
+from moecap.engines.base import (
+    Engine,
+    EngineSpec,
+    Request,
+    RequestRecord,
+    RunResult,
+    Step,
+    Window,
+    library_versions,
+    no_window,
+)
 from moecap.errors import MoecapError, PermanentError
 
 log = logging.getLogger(__name__)
@@ -41,7 +51,6 @@ class VllmEngine(Engine):
         self._engine: Any = None
         self._folder: Path | None = Path(tempfile.mkdtemp(prefix="moecap-schedule-"))
         self._serial = 0
-        self._read: set[Path] = set()
         options = dict(spec.options)
         unknown = set(options) - {"engine_args", "env", "multiprocessing", "prefix_caching"}
         if unknown:
@@ -80,9 +89,7 @@ class VllmEngine(Engine):
         kind = "RecordingAsyncScheduler" if config.scheduler_config.async_scheduling else "RecordingScheduler"
         config.scheduler_config.scheduler_cls = f"moecap.engines.vllm_scheduler.{kind}"
         self._config = config
-        self._engine = LLMEngine.from_vllm_config(
-            config, usage_context=UsageContext.LLM_CLASS, disable_log_stats=True
-        )
+        self._engine = LLMEngine.from_vllm_config(config, usage_context=UsageContext.LLM_CLASS, disable_log_stats=True)
 
     def arguments(self, options: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments for vLLM's ``EngineArgs``."""
@@ -116,8 +123,8 @@ class VllmEngine(Engine):
             arguments["max_num_batched_tokens"] = max(int(batched), spec.max_num_seqs)
         if spec.offload != "none" and not any(key in arguments for key in OFFLOAD_ARGUMENTS):
             raise PermanentError(
-                f"Engine {spec.name}: `offload` is {spec.offload!r}, but its entry in config/catalogue/engines.yaml says "
-                "nothing of how much: give it `engine_args: {cpu_offload_gb: …}` (GiB per device)."
+                f"Engine {spec.name}: `offload` is {spec.offload!r}, but its entry in config/catalogue/engines.yaml "
+                "does not say how much: give it `engine_args: {cpu_offload_gb: …}` (GiB per device)."
             )
         return arguments
 
@@ -130,7 +137,7 @@ class VllmEngine(Engine):
         """Tokens that a step computes at most; a longer prompt is prefilled in chunks."""
         return self._config.scheduler_config.max_num_batched_tokens
 
-    def run(self, requests: Sequence[Request]) -> RunResult:
+    def run(self, requests: Sequence[Request], window: Window = no_window) -> RunResult:
         self._check_requests(requests)
         engine = self._engine
         limit = self._config.model_config.max_model_len
@@ -162,24 +169,25 @@ class VllmEngine(Engine):
         }
         index: dict[str, int] = {}
         calls: list[tuple[float, float]] = []
-        start_unix = time.time()
-        start = time.monotonic()
-        for i, name in enumerate(names):
-            records[name].arrival_s = time.monotonic() - start
-            index[engine.add_request(name, prompts[i], parameters[i])] = i
-        while engine.has_unfinished_requests():
-            began = time.monotonic()
-            outputs = engine.step()
-            now = time.monotonic()
-            calls.append((began, now))
-            for output in outputs:
-                record = records[output.request_id]
-                new = output.outputs[0].token_ids
-                record.output_token_ids.extend(new)
-                record.token_times_s.extend([now - start] * len(new))
-                if output.finished:
-                    record.finish_reason = output.outputs[0].finish_reason
-        wall = time.monotonic() - start
+        with window() as measured:
+            start_unix = time.time()
+            start = time.monotonic()
+            for i, name in enumerate(names):
+                records[name].arrival_s = time.monotonic() - start
+                index[engine.add_request(name, prompts[i], parameters[i])] = i
+            while engine.has_unfinished_requests():
+                began = time.monotonic()
+                outputs = engine.step()
+                self.beat = now = time.monotonic()
+                calls.append((began, now))
+                for output in outputs:
+                    record = records[output.request_id]
+                    new = output.outputs[0].token_ids
+                    record.output_token_ids.extend(new)
+                    record.token_times_s.extend([now - start] * len(new))
+                    if output.finished:
+                        record.finish_reason = output.outputs[0].finish_reason
+            wall = time.monotonic() - start
         self.reset()
         steps = make_steps(self._collect(), index, start, calls if self.in_process else None)
         for name, request in zip(names, requests, strict=True):
@@ -189,7 +197,7 @@ class VllmEngine(Engine):
                     f"Engine {self.spec.name} returned {got} tokens for a request of {request.output_tokens} "
                     f"(finish reason: {records[name].finish_reason})."
                 )
-        return RunResult([records[name] for name in names], steps, wall, start_unix)
+        return RunResult([records[name] for name in names], steps, wall, start_unix, measured)
 
     def reset(self) -> None:
         """Empty the prefix cache; the scheduler writes its notes down on the way."""

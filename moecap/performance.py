@@ -1,0 +1,597 @@
+"""Timed points of a deployment: throughput, latency and schedule, untraced.
+
+A point is dataset × batch size, run ``repeats`` times after ``warmup`` runs that do not count. A batch of B requests is
+submitted together to an engine that can run B of them at a time. All points that are not in the spool share one engine
+load; each repeat goes into the spool as soon as it is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moecap import io
+from moecap.energy import window as energy_window
+from moecap.engines.base import Engine, EngineSpec, RunResult, library_versions
+from moecap.engines.base import load as load_engine
+from moecap.errors import MoecapError, PermanentError
+from moecap.routing import sequence_hash
+from moecap.spool import Spool, key_of
+from moecap.workload import Workload, requests_sha256
+
+log = logging.getLogger(__name__)
+
+# Part of every key: raise it when what is measured, or how, changes, so that old entries are no longer used.
+PROTOCOL = 1
+STALL_S = 900.0
+LOAD_S = 7200.0
+
+
+def _field(name: str, dtype: pa.DataType, meaning: str, unit: str | None = None, nullable: bool = False) -> pa.Field:
+    return pa.field(name, dtype, nullable, {"meaning": meaning, **({"unit": unit} if unit else {})})
+
+
+def _ints(name: str, meaning: str) -> pa.Field:
+    return _field(name, pa.list_(pa.field("item", pa.int32(), nullable=False)), meaning)
+
+
+_POINT = [
+    _field("dataset", pa.string(), "dataset of the catalogue"),
+    _field("batch_size", pa.int32(), "requests submitted together", "requests"),
+    _field("repeat", pa.int32(), "number of the timed run of this point, from 0"),
+]
+
+POINTS = pa.schema(
+    [
+        *_POINT,
+        _field("workload", pa.string(), "what was served, in words"),
+        _field("start_unix_s", pa.float64(), "when the run started", "s"),
+        _field("wall_s", pa.float64(), "from submission to the last token, summed over waves", "s"),
+        _field("requests", pa.int32(), "requests served", "requests"),
+        _field("prompt_tokens", pa.int64(), "tokens of all prompts", "tokens"),
+        _field("generated_tokens", pa.int64(), "tokens generated", "tokens"),
+        _field("load_id", pa.string(), "which load of the engine measured it"),
+        _field("engine", pa.string(), "engine of the catalogue"),
+        _field("engine_version", pa.string(), "as installed"),
+        _field("libraries", pa.string(), "versions of the libraries behind it, JSON"),
+        _field("hardware", pa.string(), "fingerprint of the machine, JSON"),
+        _field("seed", pa.int64(), "decides which prompts are served, in which order"),
+        _field("energy_j", pa.float64(), "measured energy of the timed window; null: not measurable here", "J", True),
+        _field("power_w", pa.float64(), "mean power of the timed window; null: not measurable here", "W", True),
+        _field("energy_source", pa.string(), "nvml or rapl; null: not measured", nullable=True),
+        _field("spool_key", pa.string(), "key of the spool entry"),
+        _field("max_num_seqs", pa.int32(), "requests that the engine could run at a time", "requests"),
+        _field("schedule_kind", pa.string(), "exact: as the engine said; estimated: from arrival times"),
+    ]
+)
+
+REQUESTS = pa.schema(
+    [
+        *_POINT,
+        _field("request", pa.int32(), "number of the request in its run, from 0"),
+        _field("sequence_sha256", pa.string(), "hash of prompt and output, under which its routing is kept"),
+        _ints("prompt_token_ids", "token ids of the prompt"),
+        _ints("output_token_ids", "token ids generated"),
+        _field("arrival_s", pa.float64(), "when it was submitted, from the start of the run", "s"),
+        _field("first_token_s", pa.float64(), "when its first token arrived, from the start of the run", "s"),
+        _field("finished_s", pa.float64(), "when its last token arrived, from the start of the run", "s"),
+        _field(
+            "token_times_s",
+            pa.list_(pa.field("item", pa.float64(), nullable=False)),
+            "when each token arrived, from the start of the run",
+            "s",
+        ),
+        _field("finish_reason", pa.string(), "as the engine said", nullable=True),
+    ]
+)
+
+SCHEDULE = pa.schema(
+    [
+        *_POINT,
+        _field("step", pa.int32(), "number of the step in its run, from 0"),
+        _field("start_s", pa.float64(), "from the start of the run", "s"),
+        _field("wall_s", pa.float64(), "what the step added to the requests' waiting", "s"),
+        _ints("request", "requests of which the step computed tokens"),
+        _ints("first_position", "first position computed, per request"),
+        _ints("tokens", "tokens computed, per request"),
+        _ints("cached_tokens", "tokens found in the prefix cache when the request was admitted in this step, or 0"),
+        _ints("preempted", "requests that lost their KV cache in this step"),
+    ]
+)
+
+TABLES = {"points": POINTS, "requests": REQUESTS, "schedule": SCHEDULE}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A dataset at a batch size."""
+
+    dataset: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a point is timed. ``requests`` per timed run: None for one batch, else as many full batches as reach it."""
+
+    repeats: int = 3
+    warmup: int = 1
+    requests: int | None = None
+    seed: int = 1
+
+    def waves(self, batch_size: int) -> int:
+        """Batches in one timed run."""
+        return 1 if self.requests is None else -(-max(self.requests, batch_size) // batch_size)
+
+    def prompts_needed(self, batch_size: int) -> int:
+        """Prompts that all repeats and the warm-up of a point use, each of them once."""
+        return batch_size * (self.waves(batch_size) * self.repeats + self.warmup)
+
+
+@dataclass
+class Measurement:
+    """What :func:`measure` returns: the three tables, and how many runs were measured now and found in the spool."""
+
+    points: pa.Table
+    requests: pa.Table
+    schedule: pa.Table
+    measured: int
+    reused: int
+    loads: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Run:
+    point: Point
+    repeat: int
+    facts: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return key_of(self.facts)
+
+
+def measure(
+    points: Sequence[Point],
+    spec: EngineSpec,
+    workloads: Mapping[str, Workload],
+    spool: Spool,
+    *,
+    manifest_sha256: str,
+    hardware: Mapping[str, Any],
+    settings: Settings | None = None,
+    name: str = "deployment",
+    failure_path: str | Path | None = None,
+    check_machine: Callable[[], None] | None = None,
+    progress: Callable[[str], None] = log.info,
+    load: Callable[[EngineSpec], AbstractContextManager[Engine]] = load_engine,
+    energy: Callable[..., AbstractContextManager[Any]] = energy_window,
+    stall_s: float = STALL_S,
+    load_s: float = LOAD_S,
+) -> Measurement:
+    """Measure what the spool lacks of ``points`` and put all of them together.
+
+    Args:
+        spec: the engine and what it loads; ``max_num_seqs`` and ``context_tokens`` are set here.
+        workloads: dataset -> its prompts.
+        manifest_sha256: hash of the checkpoint's files.
+        hardware: fingerprint of the machine (:func:`moecap.machine.fingerprint`).
+        name: the deployment's, for messages.
+        failure_path: JSON file that says why it failed, and whether trying again may help; removed on success.
+        check_machine: raises where this machine is not the one that the deployment names. Called before the engine is
+            loaded, and only if something has to be measured.
+        progress: takes one line per measured run.
+        load: stands in for :func:`moecap.engines.base.load` in tests.
+        energy: stands in for :func:`moecap.energy.window`.
+        stall_s: seconds without a step after which the engine counts as hung; the process ends itself.
+        load_s: the same for loading.
+
+    Raises:
+        PermanentError: a point cannot be measured, and trying again would not help. The other points were measured.
+        MoecapError: a point failed in a way that may be different next time. What was measured before is kept.
+    """
+    settings = settings or Settings()
+    runs = list(_plan(points, spec, workloads, settings, manifest_sha256, hardware))
+    found = {run.key: tables for run in runs if (tables := spool.get(run.key)) is not None}
+    missing = [run for run in runs if run.key not in found]
+    reused = len(found)
+    loads = 0
+    failures: list[dict[str, Any]] = []
+    if missing:
+        progress(f"{name}: {reused} of {len(runs)} timed runs are in the spool, {len(missing)} to measure")
+    clock = _Clock(len(missing))
+    while missing:
+        loads += 1
+        run: _Run | None = None
+        try:
+            if check_machine is not None:
+                check_machine()
+            for run, tables, line in _measure_load(
+                missing, spec, workloads, settings, spool, hardware, load, energy, failure_path, name, stall_s, load_s
+            ):
+                found[run.key] = tables
+                progress(f"{name}: {line} ({clock.done()})")
+            missing = []
+        except Exception as error:
+            failed = getattr(error, "_moecap_run", None)
+            failure = describe_failure(error, name, failed)
+            failures.append(failure)
+            _write_failures(failure_path, failures)
+            if failed is None or failure["class"] != "permanent":
+                raise _as_moecap_error(error, failure) from error
+            # The engine may be in any state: go on with the other points in a fresh one.
+            log.exception("point %s failed for good", failed.point)
+            missing = [run for run in missing if run.key not in found and run.point != failed.point]
+    if failures:
+        raise PermanentError(failures[0]["message"])
+    if failure_path is not None:
+        Path(failure_path).unlink(missing_ok=True)
+    tables = assemble(found[run.key] for run in runs)
+    return Measurement(**tables, measured=len(runs) - reused, reused=reused, loads=loads)
+
+
+def assemble(entries: Iterator[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    """The tables of spool entries, one below the other."""
+    columns: dict[str, list[pa.Table]] = {name: [schema.empty_table()] for name, schema in TABLES.items()}
+    for entry in entries:
+        for name, schema in TABLES.items():
+            columns[name].append(entry[name].cast(schema))
+    return {name: pa.concat_tables(tables).combine_chunks() for name, tables in columns.items()}
+
+
+def _plan(
+    points: Sequence[Point],
+    spec: EngineSpec,
+    workloads: Mapping[str, Workload],
+    settings: Settings,
+    manifest_sha256: str,
+    hardware: Mapping[str, Any],
+) -> Iterator[_Run]:
+    """Every timed run, in the order in which they are measured, with the facts that it depends on."""
+    common = {
+        "protocol": PROTOCOL,
+        "checkpoint": manifest_sha256,
+        "engine": {
+            key: value
+            for key, value in asdict(spec).items()
+            # Where the checkpoint lies does not matter; room for more or longer requests does not change a run.
+            if key not in ("checkpoint", "max_num_seqs", "context_tokens")
+        },
+        "libraries": library_versions(),
+        "hardware": dict(hardware),
+    }
+    for point in points:
+        workload = workloads[point.dataset]
+        waves = settings.waves(point.batch_size)
+        for repeat in range(settings.repeats):
+            batches = [workload.batch(point.batch_size, repeat * waves + wave) for wave in range(waves)]
+            facts = {
+                **common,
+                "dataset": point.dataset,
+                "workload": workload.describe(point.batch_size, waves),
+                "requests": [requests_sha256(batch) for batch in batches],
+                "output_tokens": workload.output_tokens,
+                "batch_size": point.batch_size,
+                "repeat": repeat,
+                "warmup": settings.warmup,
+                "seed": settings.seed,
+            }
+            yield _Run(point, repeat, facts)
+
+
+def _measure_load(
+    runs: Sequence[_Run],
+    spec: EngineSpec,
+    workloads: Mapping[str, Workload],
+    settings: Settings,
+    spool: Spool,
+    hardware: Mapping[str, Any],
+    load: Callable[[EngineSpec], AbstractContextManager[Engine]],
+    energy: Callable[..., AbstractContextManager[Any]],
+    failure_path: str | Path | None,
+    name: str,
+    stall_s: float,
+    load_s: float,
+) -> Iterator[tuple[_Run, dict[str, pa.Table], str]]:
+    """One engine load; yields every run once it is in the spool. An error carries its run as ``_moecap_run``."""
+    wanted = {run.point for run in runs}
+    context = max(workloads[point.dataset].context_tokens for point in wanted)
+    spec = replace(
+        spec,
+        max_num_seqs=max(point.batch_size for point in wanted),
+        context_tokens=-(-context // 64) * 64,
+    )
+    load_id = uuid.uuid4().hex
+    device = "cpu" if spec.device == "cpu" else "gpu"
+
+    def window() -> AbstractContextManager[Any]:
+        return energy(device)
+
+    with Watchdog(name, failure_path) as dog:
+        dog.watch(load_s, "loading the engine")
+        with load(spec) as engine:
+            warm: Point | None = None
+            for run in runs:
+                try:
+                    workload = workloads[run.point.dataset]
+                    dog.watch(stall_s, f"{run.point.dataset} at batch size {run.point.batch_size}", engine)
+                    if warm != run.point:
+                        for number in range(settings.warmup):
+                            engine.run(workload.warmup(run.point.batch_size, number))
+                        warm = run.point
+                    waves = settings.waves(run.point.batch_size)
+                    results = []
+                    for wave in range(waves):
+                        batch = workload.batch(run.point.batch_size, run.repeat * waves + wave)
+                        results.append(engine.run(batch, window))
+                    tables = _tables(run, results, workload, engine, load_id, hardware, settings)
+                    spool.put(run.facts, tables)
+                except Exception as error:
+                    error._moecap_run = run  # type: ignore[attr-defined]
+                    raise
+                dog.watch(None)
+                yield run, tables, _line(run, results, settings)
+            dog.watch(load_s, "shutting the engine down")
+
+
+def _line(run: _Run, results: Sequence[RunResult], settings: Settings) -> str:
+    tokens = sum(len(request.output_token_ids) for result in results for request in result.requests)
+    wall = sum(result.wall_s for result in results)
+    return (
+        f"{run.point.dataset} at batch size {run.point.batch_size}, repeat {run.repeat + 1} of {settings.repeats}: "
+        f"{tokens / wall:,.0f} tokens/s"
+    )
+
+
+def _tables(
+    run: _Run,
+    results: Sequence[RunResult],
+    workload: Workload,
+    engine: Engine,
+    load_id: str,
+    hardware: Mapping[str, Any],
+    settings: Settings,
+) -> dict[str, pa.Table]:
+    """The three tables of one run. Waves follow each other on one time axis, without the pauses between them."""
+    point = {"dataset": run.point.dataset, "batch_size": run.point.batch_size, "repeat": run.repeat}
+    requests: list[dict[str, Any]] = []
+    schedule: list[dict[str, Any]] = []
+    offset = 0.0
+    for result in results:
+        first = len(requests)
+        for record in result.requests:
+            times = [offset + t for t in record.token_times_s]
+            requests.append(
+                {
+                    **point,
+                    "request": len(requests),
+                    "sequence_sha256": sequence_hash([*record.prompt_token_ids, *record.output_token_ids]),
+                    "prompt_token_ids": record.prompt_token_ids,
+                    "output_token_ids": record.output_token_ids,
+                    "arrival_s": offset + record.arrival_s,
+                    "first_token_s": times[0],
+                    "finished_s": times[-1],
+                    "token_times_s": times,
+                    "finish_reason": record.finish_reason,
+                }
+            )
+        for step in result.steps:
+            schedule.append(
+                {
+                    **point,
+                    "step": len(schedule),
+                    "start_s": offset + step.start_s,
+                    "wall_s": step.wall_s,
+                    "request": [first + request for request in step.request],
+                    "first_position": step.first_position,
+                    "tokens": step.tokens,
+                    "cached_tokens": step.cached_tokens,
+                    "preempted": [first + request for request in step.preempted],
+                }
+            )
+        offset += result.wall_s
+    row = {
+        **point,
+        "workload": workload.describe(run.point.batch_size, len(results)),
+        "start_unix_s": results[0].start_unix_s,
+        "wall_s": offset,
+        "requests": len(requests),
+        "prompt_tokens": sum(len(r["prompt_token_ids"]) for r in requests),
+        "generated_tokens": sum(len(r["output_token_ids"]) for r in requests),
+        "load_id": load_id,
+        "engine": engine.spec.name,
+        "engine_version": engine.version,
+        "libraries": json.dumps(engine.libraries, sort_keys=True),
+        "hardware": json.dumps(dict(hardware), sort_keys=True),
+        "seed": settings.seed,
+        **_energy_columns([result.window for result in results]),
+        "spool_key": run.key,
+        "max_num_seqs": engine.spec.max_num_seqs,
+        "schedule_kind": engine.schedule,
+    }
+    return {
+        "points": pa.Table.from_pylist([row], POINTS),
+        "requests": pa.Table.from_pylist(requests, REQUESTS),
+        "schedule": pa.Table.from_pylist(schedule, SCHEDULE),
+    }
+
+
+def _energy_columns(windows: Sequence[Any]) -> dict[str, Any]:
+    """Energy over all windows; null unless every one was measured."""
+    if not windows or any(w is None or w.energy_j is None for w in windows):
+        return {"energy_j": None, "power_w": None, "energy_source": None}
+    joules, seconds = sum(w.energy_j for w in windows), sum(w.elapsed_s for w in windows)
+    return {"energy_j": joules, "power_w": joules / seconds, "energy_source": windows[0].source}
+
+
+class _Clock:
+    """How much is left, from the time that the runs so far took."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.finished, self.start = total, 0, time.monotonic()
+
+    def done(self) -> str:
+        self.finished += 1
+        left = self.total - self.finished
+        if not left:
+            return f"{self.finished} of {self.total}"
+        estimate = (time.monotonic() - self.start) / self.finished * left
+        return f"{self.finished} of {self.total}, about {_duration(estimate)} left"
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(5), _duration(200), _duration(9000)
+    ('5 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+# What no second try mends, in the words of engines and libraries.
+_PERMANENT = re.compile(
+    r"CUDA out of memory|HIP out of memory|OutOfMemoryError|No available memory for the cache blocks"
+    r"|larger than the (maximum|available) .*KV cache|KV cache is needed, which is larger"
+    r"|No \w+ MoE backend|does not support the deployment configuration|is not supported|not supported"
+    r"|must be divisible|Unsupported|NotImplementedError",
+    re.IGNORECASE,
+)
+
+
+def classify(error: BaseException) -> str:
+    """``permanent`` where trying again cannot help (no kernel, out of device memory, a wrong setting), else
+    ``transient`` (a process killed, a node lost, a time-out, a full disk, host memory).
+
+    >>> classify(NotImplementedError("No Int8 MoE backend supports the deployment configuration"))
+    'permanent'
+    >>> classify(RuntimeError("Engine core died unexpectedly"))
+    'transient'
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (PermanentError, NotImplementedError)):
+            return "permanent"
+        if isinstance(seen, MoecapError):
+            return "transient"
+        if _PERMANENT.search(f"{type(seen).__name__}: {seen}"):
+            return "permanent"
+        seen = seen.__cause__
+    return "transient"
+
+
+def describe_failure(error: BaseException, name: str, run: _Run | None = None) -> dict[str, Any]:
+    """What a failure file says: ``class``, ``message`` (one paragraph), ``error``, and the point that failed."""
+    what = " ".join(str(error).split()) or type(error).__name__
+    point = {"dataset": run.point.dataset, "batch_size": run.point.batch_size, "repeat": run.repeat} if run else None
+    where = f"{name}, {point['dataset']} at batch size {point['batch_size']}" if point else f"{name}"
+    kind = classify(error)
+    message = what if isinstance(error, MoecapError) else f"{type(error).__name__}: {what[:1000]}"
+    return {
+        "deployment": name,
+        "class": kind,
+        "message": f"{where}: {message}",
+        "error": type(error).__name__,
+        "point": point,
+        "unix_s": time.time(),
+    }
+
+
+def _as_moecap_error(error: Exception, failure: Mapping[str, Any]) -> MoecapError:
+    if not isinstance(error, MoecapError):
+        log.exception("the engine failed", exc_info=error)
+    kind = PermanentError if failure["class"] == "permanent" else MoecapError
+    after = "" if kind is PermanentError else " What was measured so far is kept; starting again measures the rest."
+    return kind(f"{failure['message']}{after}")
+
+
+def _write_failures(path: str | Path | None, failures: Sequence[Mapping[str, Any]]) -> None:
+    if path is None:
+        return
+    value = {**failures[0], "failures": list(failures)}
+    with contextlib.suppress(MoecapError, OSError):  # a full disk must not hide the failure itself
+        io.write_json(value, path)
+
+
+def earlier_permanent_failure(path: str | Path) -> str | None:
+    """The message of a permanent failure that an earlier attempt of the same job left behind, if it did."""
+    try:
+        failure = io.read_json(path)
+    except MoecapError:
+        return None
+    return failure["message"] if failure.get("class") == "permanent" else None
+
+
+class Watchdog:
+    """Ends this process when the engine stops making progress: a hung collective waits for ever, a slow one does not.
+
+    It looks at the engine's ``beat`` (the time of its last step) a few times a minute from a thread. On a stall it
+    writes every thread's stack to standard error, leaves a transient failure behind, kills the engine's processes and
+    exits with status 75 (try again).
+    """
+
+    def __init__(self, name: str, failure_path: str | Path | None = None, interval_s: float = 5.0) -> None:
+        self.name, self.failure_path, self.interval_s = name, failure_path, interval_s
+        self._limit: float | None = None
+        self._what = ""
+        self._since = time.monotonic()
+        self._engine: Engine | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="moecap-watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def watch(self, limit_s: float | None, what: str = "", engine: Engine | None = None) -> None:
+        """From now on, allow ``limit_s`` seconds without progress; None: do not watch."""
+        self._limit, self._what, self._engine, self._since = limit_s, what, engine, time.monotonic()
+
+    def idle_s(self) -> float:
+        """Seconds since the last progress."""
+        beat = self._engine.beat if self._engine is not None else 0.0
+        return time.monotonic() - max(self._since, beat)
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.interval_s):
+            limit = self._limit
+            if limit is not None and self.idle_s() > limit:
+                self._give_up(limit)
+
+    def _give_up(self, limit: float) -> None:
+        message = (
+            f"{self.name}: no progress for {limit:.0f} s ({self._what}); the engine hangs. It was ended; what was "
+            "measured so far is kept, starting again measures the rest."
+        )
+        failure = {"deployment": self.name, "class": "transient", "message": message, "error": "Stall", "point": None}
+        _write_failures(self.failure_path, [{**failure, "unix_s": time.time()}])
+        print(message, file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        os._exit(75)
