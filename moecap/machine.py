@@ -220,7 +220,7 @@ def calibrate(seconds: float = 20.0, device: str = "cpu") -> dict[str, Any]:
 
 
 def buffer_size(last_level_cache_bytes: int | None, free_bytes: int) -> int:
-    """Bytes of a calibration buffer: eight times the last-level cache, at least 256 MiB, at most an eighth of free memory.
+    """Bytes of a calibration buffer: eight times the cache, 256 MiB at least, an eighth of free memory at most.
 
     Raises:
         MoecapError: so little memory is free that the buffer would not be twice the cache.
