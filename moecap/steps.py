@@ -103,8 +103,8 @@ def step_batches(
     _require_columns(schedule, SCHEDULE_COLUMNS, source)
     _require_columns(requests, REQUEST_COLUMNS, "the table of requests")
     _check_routing(routing, anatomy)
-    by_point = dict(_points(requests))
-    for key, steps in _points(schedule):
+    by_point = dict(points_of(requests))
+    for key, steps in points_of(schedule):
         where = f"{source}, dataset {key[0]!r}, batch size {key[1]}, repeat {key[2]}"
         if key not in by_point:
             raise MoecapError(f"{where}: the point has steps but no requests; both come from the same timed run.")
@@ -529,7 +529,7 @@ def _check_routing(routing: Routing | None, anatomy: Anatomy) -> None:
         )
 
 
-def _points(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], pa.Table]]:
+def points_of(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], pa.Table]]:
     """(dataset, batch size, repeat) and the rows of that point, in order of first appearance."""
     if not table.num_rows:
         return
