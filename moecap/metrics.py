@@ -417,7 +417,7 @@ def _recorded(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     hardware = same("hardware")
     return {
-        "status": "estimated" if any(p.get("schedule") == "estimated" for p in points) else "measured",
+        "status": "estimated" if any(p.get("schedule_kind") == "estimated" for p in points) else "measured",
         "repeats": len(points),
         "requests": sum(p["requests"] for p in points),
         "prompt_tokens": sum(p["prompt_tokens"] for p in points),

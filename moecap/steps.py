@@ -129,6 +129,33 @@ def write_steps(
     return steps
 
 
+def read_steps(path: str | os.PathLike[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The step table in parts: all steps of one point (dataset × batch size × repeat) at a time.
+
+    Raises:
+        MoecapError: the file is missing, truncated, or no step table.
+    """
+    wanted = None if columns is None else [*POINT, *(c for c in columns if c not in POINT)]
+    _check_file(path, wanted or STEP_SCHEMA.names)
+    held: list[pa.Table] = []
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(group, columns=wanted)
+            except (pa.ArrowException, OSError) as error:
+                raise MoecapError(
+                    f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete "
+                    "it to have it made again."
+                ) from error
+            for key, part in points_of(table):
+                if held and next(points_of(held[-1].slice(0, 1)))[0] != key:
+                    yield pa.concat_tables(held)
+                    held = []
+                held.append(part)
+    if held:
+        yield pa.concat_tables(held)
+
+
 # ---------------------------------------------------------------- context
 
 
@@ -548,6 +575,22 @@ def points_of(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], pa.Table]
         pieces = [table.filter(pa.array(code == code[at])) for at in np.sort(first)]
     for piece in pieces:
         yield tuple(piece.column(name)[0].as_py() for name in POINT), piece  # type: ignore[misc]
+
+
+def _check_file(path: str | os.PathLike[str], columns: Iterable[str]) -> None:
+    """Raise unless ``path`` is a Parquet file with a readable footer and these columns."""
+    try:
+        names = pq.read_schema(path).names
+    except FileNotFoundError as error:
+        raise MoecapError(f"{path} does not exist.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise MoecapError(
+            f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete it to "
+            "have it made again."
+        ) from error
+    missing = [c for c in columns if c not in names]
+    if missing:
+        raise MoecapError(f"{path} is no step table: it has no column {', '.join(missing)}; it has {', '.join(names)}.")
 
 
 def _require_columns(table: pa.Table, columns: Iterable[str], what: str) -> None:

@@ -1,0 +1,51 @@
+"""The step table, the metrics and the routing analysis of a deployment.
+
+input: points, requests, schedule, routing, anatomy, machine; output: steps, metrics, routing_analysis;
+params.metrics: deployment (its id), compute_dtype, and optionally devices, tensor_parallel, expert_parallel,
+pipeline_parallel, data_parallel, peaks ({"bytes_per_s", "flops": {dtype: dense FLOP/s}} of one device, from the
+catalogue; absent: the calibrated machine's), tiers ({memory tier: bytes/s}), placement ({component: {memory tier:
+share}}), seed.
+"""
+
+import logging
+
+from moecap import routing, steps
+from moecap.io import read_json, read_parquet, write_parquet
+from moecap.metrics import metrics_table, peaks_of
+from moecap.routing_analysis import analysis_table
+from moecap.structure import Anatomy
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    params = dict(job.params.metrics)
+    deployment = params["deployment"]
+    anatomy = Anatomy.from_json(read_json(job.input.anatomy))
+    points, requests = read_parquet(job.input.points), read_parquet(job.input.requests)
+    schedule = read_parquet(job.input.schedule, list(steps.SCHEDULE_COLUMNS))
+    store = routing.read(job.input.routing, anatomy) if anatomy.moe_layers else None
+    provenance = {"deployment": deployment, "params": params}
+
+    batches = steps.step_batches(schedule, requests, store, anatomy, str(job.input.schedule))
+    count = steps.write_steps(batches, job.output.steps, provenance)
+    logging.info("%s: %d steps", deployment, count)
+
+    peaks = peaks_of(
+        read_json(job.input.machine),
+        params["compute_dtype"],
+        params.get("devices", 1),
+        params.get("peaks"),
+        params.get("tiers"),
+    )
+    metrics = metrics_table(
+        points,
+        requests,
+        steps.read_steps(job.output.steps),
+        anatomy,
+        peaks,
+        deployment=deployment,
+        placement=params.get("placement"),
+        seed=params.get("seed", 0),
+    )
+    analysis = analysis_table(store, requests, steps.read_steps(job.output.steps), anatomy)
+    write_parquet(analysis, job.output.routing_analysis, provenance)
+    write_parquet(metrics, job.output.metrics, provenance)
