@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 STALL_S = 900.0
 LOAD_S = 7200.0
+# Smaller checkpoints are hashed before they are loaded; a larger one would take minutes.
+VERIFY_BYTES = 2 * 2**30
 
 
 def _field(name: str, dtype: pa.DataType, meaning: str, unit: str | None = None, nullable: bool = False) -> pa.Field:
@@ -184,6 +186,7 @@ def measure(
     energy: Callable[..., AbstractContextManager[Any]] = energy_window,
     stall_s: float = STALL_S,
     load_s: float = LOAD_S,
+    watchdog_s: float = 5.0,
 ) -> Measurement:
     """Measure what the spool lacks of ``points`` and put all of them together.
 
@@ -201,6 +204,7 @@ def measure(
         energy: stands in for :func:`moecap.energy.window`.
         stall_s: seconds without a step after which the engine counts as hung; the process ends itself.
         load_s: the same for loading.
+        watchdog_s: how often that is looked at.
 
     Raises:
         PermanentError: a point cannot be measured, and trying again would not help. The other points were measured.
@@ -222,11 +226,13 @@ def measure(
         try:
             if check_machine is not None:
                 check_machine()
-            for run, tables, line in _measure_load(
-                missing, spec, workloads, settings, spool, hardware, load, energy, failure_path, name, stall_s, load_s
-            ):
-                found[run.key] = tables
-                progress(f"{name}: {line} ({clock.done()})")
+            with Watchdog(name, failure_path, watchdog_s) as dog:
+                dog.load_s, dog.stall_s = load_s, stall_s
+                for run, tables, line in _measure_load(
+                    missing, spec, workloads, settings, spool, hardware, load, energy, dog
+                ):
+                    found[run.key] = tables
+                    progress(f"{name}: {line} ({clock.done()})")
             missing = []
         except Exception as error:
             failed = getattr(error, "_moecap_run", None)
@@ -304,10 +310,7 @@ def _measure_load(
     hardware: Mapping[str, Any],
     load: Callable[[EngineSpec], AbstractContextManager[Engine]],
     energy: Callable[..., AbstractContextManager[Any]],
-    failure_path: str | Path | None,
-    name: str,
-    stall_s: float,
-    load_s: float,
+    dog: Watchdog,
 ) -> Iterator[tuple[_Run, dict[str, pa.Table], str]]:
     """One engine load; yields every run once it is in the spool. An error carries its run as ``_moecap_run``."""
     wanted = {run.point for run in runs}
@@ -323,31 +326,30 @@ def _measure_load(
     def window() -> AbstractContextManager[Any]:
         return energy(device)
 
-    with Watchdog(name, failure_path) as dog:
-        dog.watch(load_s, "loading the engine")
-        with load(spec) as engine:
-            warm: Point | None = None
-            for run in runs:
-                try:
-                    workload = workloads[run.point.dataset]
-                    dog.watch(stall_s, f"{run.point.dataset} at batch size {run.point.batch_size}", engine)
-                    if warm != run.point:
-                        for number in range(settings.warmup):
-                            engine.run(workload.warmup(run.point.batch_size, number))
-                        warm = run.point
-                    waves = settings.waves(run.point.batch_size)
-                    results = []
-                    for wave in range(waves):
-                        batch = workload.batch(run.point.batch_size, run.repeat * waves + wave)
-                        results.append(engine.run(batch, window))
-                    tables = _tables(run, results, workload, engine, load_id, hardware, settings)
-                    spool.put(run.facts, tables)
-                except Exception as error:
-                    error._moecap_run = run  # type: ignore[attr-defined]
-                    raise
-                dog.watch(None)
-                yield run, tables, _line(run, results, settings)
-            dog.watch(load_s, "shutting the engine down")
+    dog.watch(dog.load_s, "loading the engine")
+    with load(spec) as engine:
+        warm: Point | None = None
+        for run in runs:
+            try:
+                workload = workloads[run.point.dataset]
+                dog.watch(dog.stall_s, f"{run.point.dataset} at batch size {run.point.batch_size}", engine)
+                if warm != run.point:
+                    for number in range(settings.warmup):
+                        engine.run(workload.warmup(run.point.batch_size, number))
+                    warm = run.point
+                waves = settings.waves(run.point.batch_size)
+                results = []
+                for wave in range(waves):
+                    batch = workload.batch(run.point.batch_size, run.repeat * waves + wave)
+                    results.append(engine.run(batch, window))
+                tables = _tables(run, results, workload, engine, load_id, hardware, settings)
+                spool.put(run.facts, tables)
+            except Exception as error:
+                error._moecap_run = run  # type: ignore[attr-defined]
+                raise
+            dog.watch(None)
+            yield run, tables, _line(run, results, settings)
+        dog.watch(dog.load_s, "shutting the engine down")
 
 
 def _line(run: _Run, results: Sequence[RunResult], settings: Settings) -> str:
@@ -548,6 +550,9 @@ class Watchdog:
     exits with status 75 (try again).
     """
 
+    load_s = LOAD_S
+    stall_s = STALL_S
+
     def __init__(self, name: str, failure_path: str | Path | None = None, interval_s: float = 5.0) -> None:
         self.name, self.failure_path, self.interval_s = name, failure_path, interval_s
         self._limit: float | None = None
@@ -595,3 +600,191 @@ class Watchdog:
             with contextlib.suppress(psutil.Error):
                 child.kill()
         os._exit(75)
+
+
+# -- the job ----------------------------------------------------------------------------------------------------------
+
+
+def engine_spec(
+    name: str, entry: Mapping[str, Any], deployment: Mapping[str, Any], checkpoint: str | Path, **more: Any
+) -> EngineSpec:
+    """An engine's spec from its catalogue entry and a row of the deployment table."""
+    parallelism = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
+    return EngineSpec(
+        name=name,
+        kind=entry["kind"],
+        device=entry["device"],
+        checkpoint=str(checkpoint),
+        options=entry.get("options") or {},
+        offload=deployment.get("offload", "none"),
+        **{key: int(deployment.get(key, 1)) for key in parallelism},
+        **more,
+    )
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """Hash of a checkpoint from the hashes of its files; when and from where it was made does not matter."""
+    files = manifest.get("files", manifest)
+    return key_of({"files": files})
+
+
+def _check_checkpoint(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a damaged checkpoint before an engine stumbles over it: by its structure, a small one by every byte."""
+    from moecap.hub import check_checkpoint, verify_manifest
+
+    check_checkpoint(checkpoint)
+    if manifest.get("size_bytes", VERIFY_BYTES) < VERIFY_BYTES:
+        verify_manifest(checkpoint)
+
+
+def prepare_workloads(
+    datasets: Mapping[str, Mapping[str, Any]],
+    batch_sizes: Sequence[int],
+    settings: Settings,
+    checkpoint: str | Path,
+    *,
+    data_files: Mapping[str, Mapping[str, str]] | None = None,
+    output_tokens: int | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Workload]:
+    """The prompts of every dataset, tokenized by the checkpoint's tokenizer.
+
+    Args:
+        datasets: name -> ``task``, ``output_tokens``, ``num_fewshot``, ``chat_template`` of its catalogue entry.
+        data_files: dataset -> split -> local file.
+        output_tokens: in place of every dataset's own.
+    """
+    from moecap import workload
+
+    tokenizer = workload.load_tokenizer(checkpoint, trust_remote_code)
+    limit = workload.context_limit(checkpoint)
+    needed = max(settings.prompts_needed(batch_size) for batch_size in batch_sizes)
+    found = {}
+    for name, entry in datasets.items():
+        chat = bool(entry.get("chat_template"))
+        prompts = workload.task_prompts(
+            entry.get("task") or name,
+            data_files=(data_files or {}).get(name),
+            num_fewshot=entry.get("num_fewshot"),
+            seed=settings.seed,
+            chat_template=workload.chat_renderer(tokenizer) if chat else None,
+        )
+        found[name] = workload.build(
+            name,
+            prompts,
+            # A chat template writes its own special tokens.
+            lambda text, special=not chat: tokenizer(text, add_special_tokens=special)["input_ids"],
+            count=len(prompts),
+            output_tokens=output_tokens or entry.get("output_tokens") or workload.DEFAULT_OUTPUT_TOKENS,
+            needed=needed,
+            seed=settings.seed,
+            context_limit=limit,
+        )
+    return found
+
+
+def run_job(
+    run: Mapping[str, Any],
+    *,
+    manifest: str | Path,
+    machine: str | Path,
+    outputs: Mapping[str, str | Path],
+    spool: str | Path,
+    demo_data: str | Path | None = None,
+    failure: str | Path | None = None,
+    attempt: int = 1,
+    threads: int | None = None,
+    progress: Callable[[str], None] = log.info,
+) -> Measurement:
+    """What ``scripts/performance.py`` does: from files and plain params to the three tables of a deployment.
+
+    Args:
+        run: ``deployment``, ``datasets``, ``data_files``, ``engine``, ``precision``, ``settings``, ``seed``,
+            ``trust_remote_code``.
+        manifest: the checkpoint's manifest; the checkpoint is its folder.
+        demo_data: manifest of the demo's data files, which lie beside it as ``{task}.jsonl``.
+        failure: where a failure and its class are written.
+        attempt: number of this attempt at the same job; a later one fails at once where the first failed for good.
+        threads: CPU threads for an engine that runs on the CPU.
+    """
+    from moecap import machine as machines
+    from moecap.engines.base import check_can_serve, this_machine
+    from moecap.provenance import provenance
+
+    deployment, entry = run["deployment"], run["engine"]
+    name = deployment["deployment"]
+    if attempt > 1 and failure is not None and (before := earlier_permanent_failure(failure)):
+        raise PermanentError(before)
+    given = run.get("settings") or {}
+    settings = Settings(
+        repeats=given.get("repeats", 3),
+        warmup=given.get("warmup", 1),
+        requests=given.get("requests_per_repeat"),
+        seed=run.get("seed", 1),
+    )
+    checkpoint = Path(manifest).parent
+    facts_of_checkpoint = io.read_json(manifest)
+    expected = io.read_json(machine)
+    data_files = dict(run.get("data_files") or {})
+    if demo_data is not None:
+        for dataset, facts in run["datasets"].items():
+            path = Path(demo_data).parent / f"{facts.get('task') or dataset}.jsonl"
+            if dataset not in data_files and path.is_file():
+                data_files[dataset] = {"test": str(path)}
+    parallelism = {key: value for key, value in deployment.items() if key.endswith("_parallel")}
+
+    def check_machine() -> None:
+        _check_checkpoint(checkpoint, facts_of_checkpoint)
+        machines.check_is({"fingerprint": expected["fingerprint"]}, machines.detect(), deployment["hardware"])
+        check_can_serve(
+            entry,
+            run.get("precision") or deployment["precision"],
+            this_machine(deployment["hardware"]),
+            engine=deployment["engine"],
+            offload=deployment.get("offload", "none"),
+            **parallelism,
+        )
+
+    workloads = prepare_workloads(
+        run["datasets"],
+        deployment["batch_sizes"],
+        settings,
+        checkpoint,
+        data_files=data_files,
+        output_tokens=given.get("output_tokens"),
+        trust_remote_code=run.get("trust_remote_code", False),
+    )
+    spec = engine_spec(
+        deployment["engine"],
+        entry,
+        deployment,
+        checkpoint,
+        seed=settings.seed,
+        threads=threads if entry["device"] == "cpu" else None,
+        trust_remote_code=run.get("trust_remote_code", False),
+    )
+    timeouts = entry.get("timeouts") or {}
+    result = measure(
+        [Point(dataset, batch) for dataset in deployment["datasets"] for batch in deployment["batch_sizes"]],
+        spec,
+        workloads,
+        Spool(spool),
+        manifest_sha256=manifest_sha256(facts_of_checkpoint),
+        hardware=expected["fingerprint"],
+        settings=settings,
+        name=name,
+        failure_path=failure,
+        check_machine=check_machine,
+        progress=progress,
+        stall_s=timeouts.get("stall_s", STALL_S),
+        load_s=timeouts.get("load_s", LOAD_S),
+    )
+    facts = provenance(
+        deployment=name,
+        measured=result.measured,
+        reused=result.reused,
+        left_out={dataset: workload.left_out for dataset, workload in workloads.items()},
+    )
+    for table, path in outputs.items():
+        io.write_parquet(getattr(result, table), path, facts)
+    return result

@@ -1,0 +1,25 @@
+"""Time the points (dataset × batch size) of one deployment.
+
+Input:  manifest (the checkpoint's manifest.json, beside its files), machine (results/machine/{hardware}.json),
+        data (the demo data's manifest, where a dataset is the demo's).
+Params: run = Campaign.performance_params: deployment (a row), datasets {name: task, output_tokens, …}, data_files,
+        engine (catalogue entry), precision, settings (repeats, warmup, requests_per_repeat, output_tokens), seed,
+        trust_remote_code; spool (folder); failure (JSON file, optional).
+Output: points, requests, schedule (schemas: moecap/performance.py).
+"""
+
+from moecap.performance import run_job
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    run_job(
+        job.params.run,
+        manifest=job.input.manifest,
+        machine=job.input.machine,
+        demo_data=next(iter(job.input.get("data", [])), None),
+        outputs={name: job.output[name] for name in ("points", "requests", "schedule")},
+        spool=job.params.get("spool", "results/spool/points"),
+        failure=job.params.get("failure"),
+        attempt=int(job.resources.get("attempt", 1)),
+        threads=job.threads,
+    )
