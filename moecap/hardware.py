@@ -693,11 +693,10 @@ class System:
 
 def detected_machine() -> dict[str, Any]:
     """Cores and memory of the machine that this runs on, for entries that are priced by what is detected."""
-    import os
-
     import psutil
 
-    return {"cores": os.cpu_count() or 1, "memory_bytes": psutil.virtual_memory().total}
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    return {"cores": cores, "memory_bytes": psutil.virtual_memory().total}
 
 
 def weakest(statuses: Iterable[str]) -> str:
@@ -715,7 +714,7 @@ def plain_name(name: str) -> str:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def hardware_files(catalogue: str | Path = "config/catalogue") -> list[Path]:
+def hardware_files(catalogue: str | Path) -> list[Path]:
     """The files of the catalogue in a folder: ``hardware.yaml``, then ``hardware/*.yaml`` in order of name."""
     folder = Path(catalogue)
     if folder.is_file():
@@ -724,8 +723,14 @@ def hardware_files(catalogue: str | Path = "config/catalogue") -> list[Path]:
     return [main, *sorted((folder / "hardware").glob("*.yaml"))]
 
 
-def load(catalogue: str | Path = "config/catalogue") -> Hardware:
-    """Read and check the hardware catalogue of a folder (or one file).
+def default_catalogue() -> Path:
+    """The catalogue of the folder that one works in, else that of the repository that the package lies in."""
+    here = Path("config/catalogue")
+    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "config" / "catalogue"
+
+
+def load(catalogue: str | Path | None = None) -> Hardware:
+    """Read and check the hardware catalogue of a folder (or one file); by default :func:`default_catalogue`.
 
     Raises:
         MoecapError: a file is missing or broken, an entry lacks its source, names a wrong currency, a negative price, a
@@ -733,7 +738,7 @@ def load(catalogue: str | Path = "config/catalogue") -> Hardware:
     """
     merged: dict[str, Any] = {}
     origin: dict[tuple[str, str], Path] = {}
-    files = hardware_files(catalogue)
+    files = hardware_files(default_catalogue() if catalogue is None else catalogue)
     for path in files:
         data = read_yaml(path) or {}
         if not isinstance(data, dict):

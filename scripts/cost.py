@@ -1,0 +1,23 @@
+"""Cost of a deployment's measured points: results/cost/{deployment}.parquet.
+
+input: metrics, machine (what calibration found). params.cost: deployment (row of the deployment table), hardware
+(slice of the catalogue), settings (the `cost` part of the config).
+"""
+
+from moecap import hardware
+from moecap.cost import cost_table
+from moecap.io import read_json, read_parquet, write_parquet
+from moecap.provenance import provenance
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    params = job.params.cost
+    machine = read_json(job.input.machine) if job.input.get("machine") else None
+    table = cost_table(
+        read_parquet(job.input.metrics),
+        [params["deployment"]],
+        hardware.from_slice(params["hardware"]),
+        params["settings"],
+        machine,
+    )
+    write_parquet(table, job.output.cost, provenance(deployment=params["deployment"]["deployment"]))
