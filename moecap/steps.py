@@ -143,10 +143,7 @@ def read_steps(path: str | os.PathLike[str], columns: list[str] | None = None) -
             try:
                 table = file.read_row_group(group, columns=wanted)
             except (pa.ArrowException, OSError) as error:
-                raise MoecapError(
-                    f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete "
-                    "it to have it made again."
-                ) from error
+                raise _broken(path, error) from error
             for key, part in points_of(table):
                 if held and next(points_of(held[-1].slice(0, 1)))[0] != key:
                     yield pa.concat_tables(held)
@@ -584,13 +581,17 @@ def _check_file(path: str | os.PathLike[str], columns: Iterable[str]) -> None:
     except FileNotFoundError as error:
         raise MoecapError(f"{path} does not exist.") from error
     except (pa.ArrowException, OSError) as error:
-        raise MoecapError(
-            f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete it to "
-            "have it made again."
-        ) from error
+        raise _broken(path, error) from error
     missing = [c for c in columns if c not in names]
     if missing:
         raise MoecapError(f"{path} is no step table: it has no column {', '.join(missing)}; it has {', '.join(names)}.")
+
+
+def _broken(path: str | os.PathLike[str], error: Exception) -> MoecapError:
+    return MoecapError(
+        f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete it to "
+        "have it made again."
+    )
 
 
 def _require_columns(table: pa.Table, columns: Iterable[str], what: str) -> None:
