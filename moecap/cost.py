@@ -685,8 +685,8 @@ def cost_table(
 
     Args:
         metrics: rows per deployment × dataset × batch size with ``output_tokens_per_s`` and, where known, its interval,
-            ``power_w`` and ``energy_source``, and for the split between input and output ``requests``, ``prompt_tokens``,
-            ``generated_tokens``, ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``wall_s``.
+            ``power_w`` and ``energy_source``; for the split between input and output ``requests``,
+            ``prompt_tokens``, ``generated_tokens``, ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``wall_s``.
         deployments: rows of the deployment table (``deployment``, ``hardware``, ``devices``).
         hardware: the catalogue, or a slice of it.
         cost: the ``cost`` part of the config.

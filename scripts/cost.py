@@ -1,7 +1,7 @@
 """Cost of a deployment's measured points: results/cost/{deployment}.parquet.
 
-input: metrics, machine (what calibration found). params.cost: deployment (row of the deployment table), hardware
-(slice of the catalogue), settings (the `cost` part of the config).
+input: metrics, machine (what calibration found). params.cost: deployment (row of the deployment table; or deployments,
+several rows), hardware (slice of the catalogue), settings (the `cost` part of the config).
 """
 
 from moecap import hardware
@@ -12,12 +12,13 @@ from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.cost
+    deployments = params.get("deployments") or [params["deployment"]]
     machine = read_json(job.input.machine) if job.input.get("machine") else None
     table = cost_table(
         read_parquet(job.input.metrics),
-        [params["deployment"]],
+        deployments,
         hardware.from_slice(params["hardware"]),
         params["settings"],
         machine,
     )
-    write_parquet(table, job.output.cost, provenance(deployment=params["deployment"]["deployment"]))
+    write_parquet(table, job.output.cost, provenance(deployments=[d["deployment"] for d in deployments]))
