@@ -12,13 +12,14 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from moecap.errors import MoecapError, nearest
-from moecap.io import METADATA_KEY
+from moecap.io import METADATA_KEY, read_json
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ SECTIONS: dict[str, list[Column]] = {
         ),
         Column("failure_stage", _S, "", "Stage that failed."),
         Column("failure_reason", _S, "", "What failed, in one sentence."),
-        Column("failure_log", _S, "", "Path of the log, relative to the results folder's parent."),
+        Column("failure_log", _S, "", "Path of the log."),
         Column("source", _S, "", "For a row that was not measured here: where it is printed."),
     ],
     "Accuracy": [
@@ -143,12 +144,19 @@ SECTIONS: dict[str, list[Column]] = {
             "output_tokens_per_s", _F, "1/s", "Generated tokens over wall time.", "T_token of eqs. (2), (4), (7)", True
         ),
         Column("total_tokens_per_s", _F, "1/s", "Prompt and generated tokens over wall time.", "", True),
+        Column("ttft_p50_s", _F, "s", "Median of the time to first token over requests."),
+        Column("ttft_p99_s", _F, "s", "99th percentile of the time to first token over requests."),
+        Column("itl_p50_s", _F, "s", "Median of the times between tokens."),
+        Column("itl_p99_s", _F, "s", "99th percentile of the times between tokens."),
+        Column("requests", _L, "1", "Requests in all repeats."),
         Column("repeats", _I, "1", "Timed repeats, warm-up excluded."),
         Column("steps", _L, "1", "Engine steps in all repeats."),
         Column("mixed_step_share", _F, "1", "Share of steps that computed prefill and decode tokens together."),
     ],
     "Utilization": [
         *_utilizations(),
+        Column("mfu", _F, "1", "MFU over the whole run, prefill and decode, T_token as in eq. (7).", "eq. (2)"),
+        Column("s_mfu", _F, "1", "S-MFU over the whole run, prefill and decode, T_token as in eq. (7).", "eq. (4)"),
         Column("mbu_over_s_mbu", _F, "1", "How much MBU overestimates: `decode_mbu` / `decode_s_mbu`.", "§4.1", True),
         Column(
             "utilization_above_one",
@@ -160,6 +168,8 @@ SECTIONS: dict[str, list[Column]] = {
         Column(
             "peak_flops", _F, "FLOP/s", "Dense peak of all devices at the dtype computed in.", "F_peak of eqs. (2), (4)"
         ),
+        Column("utilizations_above_one", pa.list_(_S), "", "Which utilizations exceed 1."),
+        Column("compute_dtype", _S, "", "Dtype that the matrix products run in."),
         Column("peak_source", _S, "", "measured (calibration) or catalogue (data sheet)."),
     ],
     "Bytes": [
@@ -179,6 +189,13 @@ SECTIONS: dict[str, list[Column]] = {
         Column(
             "decode_s_mbu_complete_bytes", _F, "B", "Mean bytes per decode step, complete count.", "eq. (3), completed"
         ),
+        Column(
+            "decode_mbu_complete_bytes",
+            _F,
+            "B",
+            "Mean bytes per decode step, complete count, all experts read.",
+            "eq. (1), completed",
+        ),
         Column("decode_measured_bytes", _F, "B", "Mean bytes per decode step that a profiler counted."),
         Column("decode_kv_bytes", _F, "B", "Mean bytes of KV cache read per decode step.", "S_KV of eqs. (1), (3)"),
         Column(
@@ -196,7 +213,8 @@ SECTIONS: dict[str, list[Column]] = {
         Column(
             "energy_source", _S, "", "What `power_w` is: nvml or rapl (measured), estimated (load and TDP), catalogue."
         ),
-        Column("joules_per_token", _F, "J", "Energy per generated token."),
+        Column("joules_per_token", _F, "J", "Energy per generated token under load.", "", True),
+        Column("tokens_per_s_per_kw", _F, "1/(s kW)", "Throughput per kW.", "", True),
         Column("tokens_per_kwh", _F, "1/kWh", "Generated tokens per kWh.", "§2", True),
     ],
     "Cost": [
@@ -212,6 +230,15 @@ SECTIONS: dict[str, list[Column]] = {
             True,
         ),
         Column("tokens_per_usd", _F, "1/USD", "Generated tokens per dollar.", "1 / C_token of eq. (7)", True),
+        Column("usd_per_million_input_tokens", _F, "USD", "Cost of 10⁶ prompt tokens: the time of prefill."),
+        Column("usd_per_million_output_tokens", _F, "USD", "Cost of 10⁶ generated tokens: the time of decode alone."),
+        Column("capital_share", _F, "1", "Share of the purchase in the cost of the lifetime."),
+        Column("operating_share", _F, "1", "Share of the energy in the cost of the lifetime."),
+        Column("usd_per_hour", _F, "USD/h", "Cost of an hour under load, purchase and energy."),
+        Column("run_usd", _F, "USD", "Cost of the timed run."),
+        Column("rental_usd_per_million_tokens", _F, "USD", "Cost of 10⁶ generated tokens on rented devices."),
+        Column("gpu_only_usd_per_million_tokens", _F, "USD", "What costing the GPUs alone would have said."),
+        Column("gpu_only_error", _F, "1", "How far that is from `usd_per_million_tokens`; −0.1 is 10% too low."),
         Column(
             "lifetime_years",
             _F,
@@ -220,6 +247,8 @@ SECTIONS: dict[str, list[Column]] = {
             "R of eq. (7)",
         ),
         Column("usd_per_kwh", _F, "USD/kWh", "Price of electricity.", "$/kWh of eq. (7)"),
+        Column("pue", _F, "1", "Power usage effectiveness of the site."),
+        Column("utilisation", _F, "1", "Share of the lifetime under load."),
         Column(
             "price_status",
             _S,
@@ -227,6 +256,11 @@ SECTIONS: dict[str, list[Column]] = {
             "What the prices rest on, the weakest of them: verified | derived | fitted | unverified | assumption.",
         ),
         Column("price_source", _S, "", "Where the prices come from, with date."),
+        Column("price_complete", _B, "", "False: a part has no price, so that `hardware_usd` is a lower bound."),
+        Column("price_notes", _S, "", "What is counted how."),
+        Column("electricity_status", _S, "", "What the price of electricity rests on."),
+        Column("electricity_source", _S, "", "Where the price of electricity comes from."),
+        Column("figures_unverified", _B, "", "True: a figure behind the cost has no source that was read."),
     ],
     "Trade-off": [
         Column(
@@ -339,9 +373,35 @@ def to_table(rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any] | 
     return pa.Table.from_arrays(arrays, schema=CAP_SCHEMA.with_metadata(metadata))
 
 
-def rows_of(table: pa.Table) -> list[Row]:
-    """The table as a list of dicts."""
-    return table.to_pylist()
+def read_failures(folder: str | Path) -> list[Row]:
+    """The records of what failed, from the JSON files below ``folder``; none if there is no such folder.
+
+    Returns:
+        Dicts with ``stage``, ``reason``, ``permanent`` (null: unknown), ``log``, ``file`` and those of ``SCOPE`` that
+        the record is about. A file may hold several (``failures``); one that cannot be read is itself a record.
+    """
+    found: list[Row] = []
+    folder = Path(folder)
+    for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
+        try:
+            content = read_json(path)
+        except MoecapError as error:
+            found.append({"stage": None, "reason": str(error), "permanent": None, "log": None, "file": path.name})
+            continue
+        for record in content.get("failures") or [content]:
+            record = {**record, **(record.get("point") or {})}
+            kind = record.get("class")
+            found.append(
+                {
+                    **{k: record[k] for k in SCOPE if record.get(k) is not None},
+                    "stage": record.get("stage") or (path.parent.name if path.parent != folder else None),
+                    "reason": record.get("reason") or record.get("message"),
+                    "permanent": record.get("permanent", None if kind is None else kind == "permanent"),
+                    "log": record.get("log"),
+                    "file": path.relative_to(folder).as_posix(),
+                }
+            )
+    return found
 
 
 def accuracy_interval(accuracy: float, stderr: float | None, n: int | None) -> tuple[float | None, float | None]:

@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from moecap.cap import dominated
 from moecap.errors import MoecapError, nearest
-from moecap.io import atomic_path
+from moecap.io import atomic_path, read_parquet
+from moecap.pages import render
 
 Row = dict[str, Any]
 
@@ -31,6 +32,7 @@ Row = dict[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 MAX_SERIES = len(COLOURS)
+FORMATS = ("html", "svg", "png")
 FONT = "Arimo, Liberation Sans, Helvetica, Arial, sans-serif"
 INK = {"light": ("#1b1f24", "#57606a", "#d8dee4"), "dark": ("#e6edf3", "#9da7b3", "#363d46")}
 
@@ -159,7 +161,7 @@ def radar(
         if slider is not None:
             base = base.transform_filter("datum.batch_size == radar_batch_size")
         place = {"x": _bare("x"), "y": _bare("y"), "order": alt.Order("corner:Q")}
-        shape = base.mark_line(interpolate="linear-closed", filled=True, fillOpacity=0.1, strokeWidth=0)
+        shape = base.mark_line(interpolate="linear-closed", filled=True, fillOpacity=0.06, strokeWidth=0)
         outline = base.mark_line(interpolate="linear-closed", strokeWidth=2)
         dots = base.mark_point(filled=True, size=55, opacity=1)
         panels.append(
@@ -181,9 +183,9 @@ def radar(
                         _tip("batch_size:Q", "batch size"),
                     ],
                 ),
-            ).properties(width=250, height=235, title=alt.Title(_label(value), anchor="middle"))
+            ).properties(width=390, height=300, title=alt.Title(_label(value), anchor="middle"))
         )
-    chart = alt.concat(*panels, columns=3)
+    chart = alt.concat(*panels, columns=2)
     if slider is not None:
         chart = chart.add_params(slider)
     shown = " by model" if references else reference
@@ -208,12 +210,12 @@ def _web(axes: Sequence[Axis]) -> list[alt.Chart]:
         angle = _angle(i, len(axes))
         cos, sin = math.cos(angle), math.sin(angle)
         spokes += [{"spoke": i, "x": 0, "y": 0}, {"spoke": i, "x": cos, "y": sin}]
-        names.append({"x": 1.13 * cos, "y": 1.1 * sin + (0.03 if sin > 0 else -0.08), "text": axis.label})
+        names.append({"x": 1.12 * cos, "y": 1.12 * sin - (0.1 if sin < 0 else 0), "text": axis.label})
         for ring in (0.25, 0.5, 0.75):
             rings.append({"ring": ring, "corner": i, "x": ring * cos, "y": ring * sin})
             steps = (ring - 0.5) / 0.25 * (1 if axis.higher_is_better else -1)
-            text = f"{axis.span**steps:.3g}×"
-            labels.append({"x": ring * cos + 0.05 * abs(sin) + 0.02, "y": ring * sin + 0.035, "text": text})
+            beside = {"x": ring * cos + 0.13 * sin, "y": ring * sin - 0.1 * cos}  # clockwise of the axis
+            labels.append({**beside, "text": f"{axis.span**steps:.3g}×"})
 
     def draw(values: list[Row]) -> alt.Chart:
         return alt.Chart(alt.Data(values=values)).encode(x=_bare("x"), y=_bare("y"))
@@ -228,14 +230,14 @@ def _web(axes: Sequence[Axis]) -> list[alt.Chart]:
         closed.transform_filter(dashed).mark_line(
             interpolate="linear-closed", strokeWidth=1.2, strokeDash=[4, 3], style="muted"
         ),
-        draw(labels).mark_text(fontSize=9, align="left", style="faint").encode(text="text:N"),
+        draw(labels).mark_text(fontSize=9, style="faint").encode(text="text:N"),
         draw(names).mark_text(fontSize=12, fontWeight="bold").encode(text="text:N"),
     ]
 
 
 def _bare(name: str) -> alt.X | alt.Y:
     kind = alt.X if name == "x" else alt.Y
-    domain = [-1.25, 1.25] if name == "x" else [-0.95, 1.4]
+    domain = [-1.3, 1.3] if name == "x" else [-0.75, 1.25]
     return kind(f"{name}:Q", scale=alt.Scale(domain=domain, nice=False, zero=False), axis=None)
 
 
@@ -266,9 +268,10 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
         group = [r for r in rows if r[panel] == value]
         base = alt.Chart(alt.Data(values=group))
         x_scale, y_scale = (_log([r[c] for r in group]) for c in (cost, "output_tokens_per_s"))
-        x = alt.X(f"{cost}:Q", title=UNITS[cost], scale=x_scale, axis=_log_axis())
+        x = alt.X(f"{cost}:Q", title=UNITS[cost], scale=x_scale, axis=_log_axis([r[cost] for r in group], number="~g"))
         rate = UNITS["output_tokens_per_s"]
-        y = alt.Y("output_tokens_per_s:Q", title=rate, scale=y_scale, axis=_log_axis())
+        rates = _log_axis([r["output_tokens_per_s"] for r in group])
+        y = alt.Y("output_tokens_per_s:Q", title=rate, scale=y_scale, axis=rates)
         layers = []
         for column, across in ((cost, True), ("output_tokens_per_s", False)):
             bars = [r for r in group if r.get(f"{column}_low") is not None and r.get(f"{column}_high") is not None]
@@ -283,7 +286,7 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
         layers.append(line.mark_line(strokeWidth=1.5, strokeDash=[5, 3], style="muted").encode(x=x, y=y))
         layers.append(
             base.transform_filter("datum.frontier")
-            .mark_point(size=260, strokeWidth=1.8, opacity=1, shape="circle", style="ring")
+            .mark_point(filled=False, size=260, strokeWidth=1.5, opacity=1, shape="circle", style="ring")
             .encode(x=x, y=y)
         )
         layers.append(
@@ -306,7 +309,7 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
         batch_labels = [r for r in group if r["batch_size"] is not None and r["labelled"]]
         layers.append(
             alt.Chart(alt.Data(values=batch_labels))
-            .mark_text(dx=11, align="left", fontSize=9, style="faint")
+            .mark_text(dy=-15, fontSize=9.5, style="faint")
             .encode(x=x, y=y, text="batch_size:N")
         )
         panels.append(alt.layer(*layers).properties(width=330, height=270, title=_label(value)))
@@ -359,7 +362,7 @@ def bytes_per_layer(table: pa.Table) -> alt.TopLevelMixin:
             "deployment": r["deployment"],
             "dataset": r["dataset"],
             "batch_size": r["batch_size"],
-            "count": label,
+            "series": label,
             "bytes": r[column] / r["layers"],
             "step_bytes": r[column],
             "layers": r["layers"],
@@ -386,7 +389,7 @@ def measured_bytes(rows: Sequence[Mapping[str, Any]], panel: str = "model") -> a
             "deployment": str(r.get(panel)),
             "dataset": str(r.get("layer", "")),
             "batch_size": r["batch_size"],
-            "count": label,
+            "series": label,
             "bytes": r[column],
             "step_bytes": r[column],
         }
@@ -401,19 +404,19 @@ def measured_bytes(rows: Sequence[Mapping[str, Any]], panel: str = "model") -> a
 
 def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMixin:
     names = _series(p["deployment"] for p in points)
-    counts = [c for c in BYTE_COUNTS.values() if any(p["count"] == c for p in points)]
+    counts = [c for c in BYTE_COUNTS.values() if any(p["series"] == c for p in points)]
     batches = sorted({p["batch_size"] for p in points})
     order = list(BYTE_COUNTS.values())
     colour = alt.Color(
-        "count:N", title="counted by", scale=alt.Scale(domain=counts, range=[COLOURS[order.index(c)] for c in counts])
+        "series:N", title="counted by", scale=alt.Scale(domain=counts, range=[COLOURS[order.index(c)] for c in counts])
     )
     dash = alt.StrokeDash(
-        "count:N",
+        "series:N",
         title="counted by",
         scale=alt.Scale(domain=counts, range=[[[6, 3], [1, 0], [2, 2], [8, 2, 2, 2]][order.index(c)] for c in counts]),
     )
     shape = alt.Shape(
-        "count:N", title="counted by", scale=alt.Scale(domain=counts, range=[SHAPES[order.index(c)] for c in counts])
+        "series:N", title="counted by", scale=alt.Scale(domain=counts, range=[SHAPES[order.index(c)] for c in counts])
     )
     top = max(p["bytes"] for p in points) * 1.08
     panels = []
@@ -427,7 +430,7 @@ def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMi
             _tip("deployment:N", ""),
             _tip("dataset:N", "dataset"),
             _tip("batch_size:Q", "batch size"),
-            _tip("count:N", "counted by"),
+            _tip("series:N", "counted by"),
             _tip("bytes:Q", "bytes per layer", ",.0f"),
             _tip("step_bytes:Q", "bytes per step", ",.0f"),
         ]
@@ -445,7 +448,7 @@ def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMi
 
 def by_batch(table: pa.Table) -> alt.TopLevelMixin:
     """Throughput and time per output token against batch size, with 95% intervals; one row of panels per dataset."""
-    columns = {"output_tokens_per_s": ("generated tokens/s", ".3~s"), "tpot_s": ("time per output token, s", ".3~s")}
+    columns = {"output_tokens_per_s": ("generated tokens/s", ""), "tpot_s": ("time per output token", "s")}
     rows = [
         r
         for r in table.to_pylist()
@@ -458,12 +461,13 @@ def by_batch(table: pa.Table) -> alt.TopLevelMixin:
     batches = sorted({r["batch_size"] for r in rows})
     panels = []
     for dataset in dict.fromkeys(r["dataset"] for r in rows):
-        for column, (label, number) in columns.items():
+        for column, (label, unit) in columns.items():
             group = [r for r in rows if r["dataset"] == dataset and r[column] is not None]
             if not group:
                 continue
-            scale = _log([r[column] for r in group])
-            y = alt.Y(f"{column}:Q", title=label, scale=scale, axis=_log_axis(number))
+            values = [r[column] for r in group]
+            scale = _log(values)
+            y = alt.Y(f"{column}:Q", title=label, scale=scale, axis=_log_axis(values, unit))
             base = alt.Chart(alt.Data(values=group)).encode(x=_batch_axis(batches), color=_colour(names))
             bars = [r for r in group if r[f"{column}_low"] is not None and r[f"{column}_high"] is not None]
             layers = [base.mark_line(strokeWidth=2, opacity=0.85).encode(y=y)]
@@ -518,8 +522,8 @@ def utilization(table: pa.Table) -> alt.TopLevelMixin:
     names = _series(r["deployment"] for r in rows)
     batches = sorted({r["batch_size"] for r in rows})
     labels = list(UTILIZATIONS["Compute"].values())
-    colour = alt.Color("count:N", title="count", scale=alt.Scale(domain=labels, range=list(COLOURS[:3])))
-    shape = alt.Shape("count:N", title="count", scale=alt.Scale(domain=labels, range=list(SHAPES[:3])))
+    colour = alt.Color("series:N", title="count", scale=alt.Scale(domain=labels, range=list(COLOURS[:3])))
+    shape = alt.Shape("series:N", title="count", scale=alt.Scale(domain=labels, range=list(SHAPES[:3])))
     lines = []
     for resource, counts in UTILIZATIONS.items():
         points = [
@@ -527,7 +531,7 @@ def utilization(table: pa.Table) -> alt.TopLevelMixin:
                 "deployment": r["deployment"],
                 "dataset": r["dataset"],
                 "batch_size": r["batch_size"],
-                "count": label,
+                "series": label,
                 "column": column,
                 "value": r[column],
                 "low": r[f"{column}_low"],
@@ -594,19 +598,15 @@ def expert_heatmap(rows: Iterable[Mapping[str, Any]], title: str = "") -> alt.To
     experts = len({p["expert"] for p in points})
     width = min(900, max(220, 34 * experts if experts <= 16 else 12 * experts))
     height = min(900, max(60, 30 * layers if layers <= 12 else 12 * layers))
-    most = max(2.0, *(p["load"] for p in points))
-    chart = (
-        alt.Chart(alt.Data(values=points))
+    scale = alt.Scale(scheme="blueorange", domain=[0, max(2.0, *(p["load"] for p in points))], domainMid=1)
+    colour = alt.Color("load:Q", title="load", scale=scale, legend=alt.Legend(format=".2~f", gradientLength=100))
+    panels = [
+        alt.Chart(alt.Data(values=group))
         .mark_rect()
         .encode(
             x=alt.X("expert:O", title="expert", axis=_sparse_axis(experts)),
             y=alt.Y("layer:O", title="layer", axis=_sparse_axis(layers)),
-            color=alt.Color(
-                "load:Q",
-                title="load",
-                scale=alt.Scale(scheme="blueorange", domain=[0, most], domainMid=1),
-                legend=alt.Legend(format=".2~f", gradientLength=100),
-            ),
+            color=colour,
             tooltip=[
                 _tip("layer:O", "layer"),
                 _tip("expert:O", "expert"),
@@ -614,9 +614,18 @@ def expert_heatmap(rows: Iterable[Mapping[str, Any]], title: str = "") -> alt.To
                 _tip("frequency:Q", "share of tokens", ".2%"),
             ],
         )
-        .properties(width=width, height=height)
-    )
+        .properties(width=width, height=height, title=dataset)
+        for dataset, group in _by_dataset(points).items()
+    ]
+    chart = alt.concat(*panels, columns=2 if width < 450 else 1)
     return finish(chart, "Expert activation", [f"{title} 1: as often as under an even load.".strip()])
+
+
+def _by_dataset(points: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for p in points:
+        groups.setdefault(str(p.get("dataset") or ""), []).append(p)
+    return groups
 
 
 def _sparse_axis(values: int) -> alt.Axis:
@@ -670,30 +679,26 @@ def unique_experts(rows: Iterable[Mapping[str, Any]], title: str = "") -> alt.To
     )
     tips = [
         _tip("layer:O", "layer"),
-        _tip("tokens:Q", "tokens"),
+        _tip("tokens:Q", "tokens", ".4~g"),
         _tip("unique_experts:Q", "distinct experts, mean", ".3f"),
         _tip("steps:Q", "steps"),
     ]
-    dots = (
-        alt.Chart(alt.Data(values=points))
-        .mark_point(filled=True, size=40, opacity=0.75)
-        .encode(
-            x=x,
-            y=y,
-            color=alt.Color("layer:Q", title="layer", scale=alt.Scale(scheme="viridis"), legend=_layer_legend(points)),
-            tooltip=tips,
-        )
-    )
-    chart = alt.layer(line, dots).properties(width=420, height=260)
+    layers = sorted({p["layer"] for p in points})
+    shades = alt.Scale(scheme="viridis", domain=[layers[0], max(layers[-1], layers[0] + 1)])
+    colour = alt.Color("layer:Q", title="layer", scale=shades, legend=_layer_legend(layers))
+    panels = []
+    for dataset, group in _by_dataset(points).items():
+        dots = alt.Chart(alt.Data(values=group)).mark_point(filled=True, size=40, opacity=0.75)
+        dots = dots.encode(x=x, y=y, color=colour, tooltip=tips)
+        panels.append(alt.layer(line, dots).properties(width=380, height=240, title=dataset))
     return finish(
-        chart,
+        alt.concat(*panels, columns=2),
         "Distinct experts against tokens in a step",
         [f"{title} Dashed: uniform routing, E·(1 − (1 − k/E)^n).".strip()],
     )
 
 
-def _layer_legend(points: Sequence[Row]) -> alt.Legend:
-    layers = sorted({p["layer"] for p in points})
+def _layer_legend(layers: Sequence[int]) -> alt.Legend:
     return alt.Legend(values=layers if len(layers) <= 6 else alt.Undefined, format="d")
 
 
@@ -722,6 +727,97 @@ def paper_figure(
     )
     shown = ", ".join(references[m] for m in wanted)
     return finish(chart, title, [f"{dataset}. Dashed: {shown}. Further out is better on every axis."])
+
+
+# --- all of them ---------------------------------------------------------------------------------------------------
+
+Draw = Callable[[pa.Table, str | None], alt.TopLevelMixin]
+
+#: Charts of the CAP table: name → (section of the report, caption, function of table and reference deployment).
+STANDARD: dict[str, tuple[str, str, Draw]] = {
+    "cap-radar": (
+        "trade-off",
+        "Cost, accuracy and performance of each deployment relative to the reference, which is the dashed triangle on "
+        "every axis. Distances follow the logarithm of the ratio; the marks on an axis say which ratio lies where. "
+        "Accuracy has a finer scale than the other two. Another deployment in the table moves none of these.",
+        lambda table, reference: radar(table, reference or table["deployment"][0].as_py()),
+    ),
+    "throughput-against-cost": (
+        "trade-off",
+        "Each point is a deployment at one batch size, coloured by accuracy. No other point is better in one of cost, "
+        "accuracy and throughput and no worse in the others where there is a ring.",
+        lambda table, _: tradeoff(table),
+    ),
+    "throughput-and-latency": (
+        "performance",
+        "Batching buys throughput with latency: both axes are logarithmic.",
+        lambda table, _: by_batch(table),
+    ),
+    "utilization": (
+        "utilization",
+        "At small batches MBU credits the hardware with reading experts that no token chose. Above, memory bandwidth; "
+        "below, compute.",
+        lambda table, _: utilization(table),
+    ),
+    "bytes-per-layer": (
+        "bytes",
+        "What MBU and S-MBU say a decode step reads per layer. They meet when a batch activates every expert. The "
+        "complete count adds router, norms, output head, embedding rows and activations.",
+        lambda table, _: bytes_per_layer(table),
+    ),
+}
+
+#: Charts of a deployment's routing analysis: name → (section, caption, function of its rows and the deployment's name).
+ROUTING: dict[str, tuple[str, str, Callable[[Sequence[Row], str], alt.TopLevelMixin]]] = {
+    "experts": (
+        "routing",
+        "How often the router chose each expert, relative to an even load.",
+        lambda rows, name: expert_heatmap([r for r in rows if r.get("expert") is not None], f"{name}."),
+    ),
+    "unique-experts": (
+        "routing",
+        "Distinct experts that a step touches per layer. Below the dashed line tokens agree more than by chance.",
+        lambda rows, name: unique_experts(
+            [r for r in rows if r.get("tokens") is not None and r.get("expert") is None], f"{name}."
+        ),
+    ),
+}
+
+
+def draw_all(
+    table: pa.Table, reference: str | None = None, routing: Mapping[str, Sequence[Row]] | None = None
+) -> tuple[dict[str, alt.TopLevelMixin], dict[str, str]]:
+    """Every chart that there is data for.
+
+    Args:
+        table: the CAP table.
+        reference: deployment that the radar measures against; by default the first.
+        routing: deployment → rows of its routing analysis.
+
+    Returns:
+        ``(name → chart, name → why it is not drawn)``.
+    """
+    jobs: dict[str, Callable[[], alt.TopLevelMixin]] = {
+        name: lambda draw=draw: draw(table, reference) for name, (_, _, draw) in STANDARD.items()
+    }
+    for deployment, rows in (routing or {}).items():
+        for name, (_, _, draw) in ROUTING.items():
+            jobs[f"{name}-{deployment}"] = lambda draw=draw, rows=rows, deployment=deployment: draw(rows, deployment)
+    drawn, left_out = {}, {}
+    for name, job in jobs.items():
+        try:
+            drawn[name] = job()
+        except NothingToDraw as error:
+            left_out[name] = str(error)
+    return drawn, left_out
+
+
+def caption_of(name: str) -> tuple[str, str]:
+    """``(section, caption)`` of a chart that :func:`draw_all` names."""
+    if name in STANDARD:
+        return STANDARD[name][:2]
+    stem = max((n for n in ROUTING if name.startswith(f"{n}-")), key=len)
+    return ROUTING[stem][:2]
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -755,12 +851,20 @@ def theme(mode: str = "light") -> dict[str, Any]:
             "titleFontWeight": "normal",
             "titlePadding": 8,
         },
-        "legend": {"labelColor": ink, "titleColor": muted, "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 240},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": muted,
+            "labelFontSize": 11,
+            "titleFontSize": 11,
+            "labelLimit": 240,
+            "symbolBaseFillColor": muted,
+            "symbolBaseStrokeColor": muted,
+        },
         "text": {"color": ink},
         "style": {
             "muted": {"stroke": muted, "color": muted},
             "faint": {"fill": muted, "color": muted},
-            "ring": {"stroke": ink, "fill": "transparent"},
+            "ring": {"color": ink},
         },
         "concat": {"spacing": 26},
     }
@@ -795,9 +899,19 @@ def to_png(chart: alt.TopLevelMixin | Mapping[str, Any], scale: float = 2.0) -> 
 
 def to_html(chart: alt.TopLevelMixin | Mapping[str, Any], name: str) -> str:
     """A page with the interactive chart and all of Vega in it: it opens from disk, without a network."""
-    from moecap.templates import render  # late: the templates use this module's bundle
+    values = {
+        "title": name,
+        "spec": _dict(chart),
+        "svg": to_svg(chart),
+        "themes": themes(),
+        "bundle": vega_bundle(),
+    }
+    return render("chart.html.j2", values)
 
-    return render("chart.html.j2", title=name, specs={"chart": _dict(chart)}, dark=theme("dark"), bundle=vega_bundle())
+
+def themes() -> dict[str, dict[str, Any]]:
+    """The config for a light and for a dark page."""
+    return {mode: theme(mode) for mode in INK}
 
 
 @cache
@@ -826,6 +940,31 @@ def save(chart: alt.TopLevelMixin, path: str | Path) -> None:
     content = writers[path.suffix]()
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_all(
+    table: pa.Table,
+    folder: str | Path,
+    reference: str | None = None,
+    routing: Mapping[str, Sequence[Row]] | None = None,
+    formats: Sequence[str] | None = None,
+) -> dict[str, str]:
+    """Write every chart of :func:`draw_all` into ``folder`` as NAME.html, NAME.svg and NAME.png.
+
+    Returns:
+        Charts that there was no data for → why.
+    """
+    drawn, left_out = draw_all(table, reference, routing)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, chart in drawn.items():
+        for suffix in formats or FORMATS:
+            save(chart, Path(folder) / f"{name}.{suffix}")
+    return left_out
+
+
+def routing_of(files: Iterable[str | Path]) -> dict[str, list[Row]]:
+    """Deployment (the folder that holds the file) → rows of its routing analysis."""
+    return {Path(path).parent.name: read_parquet(path).to_pylist() for path in files}
 
 
 def _dict(chart: alt.TopLevelMixin | Mapping[str, Any]) -> dict[str, Any]:
@@ -883,8 +1022,17 @@ def _log(values: Sequence[float]) -> alt.Scale:
     return alt.Scale(type="log", domain=[low / 1.35, high * 1.45], nice=False)
 
 
-def _log_axis(number: str = ".3~g") -> alt.Axis:
-    return alt.Axis(format=number, labelOverlap=True, tickCount=5)
+def _log_axis(values: Sequence[float], unit: str = "", number: str = ".3~s") -> alt.Axis:
+    """Ticks at 1, 2, 5 times powers of ten; over more than three decades, at the powers alone."""
+    low, high = min(values) / 1.35, max(values) * 1.45
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 2000 else (1,)
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return alt.Axis(
+        values=[t for t in ticks if low <= t <= high],
+        labelExpr=f"format(datum.value, '{number}') + '{unit}'",
+        labelOverlap=True,
+    )
 
 
 def _bytes_axis() -> alt.Axis:

@@ -151,3 +151,59 @@ def tables() -> dict[str, Any]:
         "accuracy": pa.Table.from_pylist(accuracy()),
         "cost": pa.Table.from_pylist(cost()),
     }
+
+
+HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"> {{ 7 * 7 }} & "quoted"'
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "hardware": "this-machine",
+        "cpu_model": "Example 9000 (made up)",
+        "cores": 8,
+        "memory_bytes": 32 * 2**30,
+        "last_level_cache_bytes": 32 * 2**20,
+        "clocks": {"base_hz": 2.4e9, "max_hz": 3.6e9, "governor": None},
+        "power_cap_w": None,
+        "gpus": [],
+        "read_bandwidth_bytes_per_s": PEAK_BYTES_PER_S,
+        "copy_bandwidth_bytes_per_s": 0.8 * PEAK_BYTES_PER_S,
+        "peak_flops": {"fp32": PEAK_FLOPS / 2, "bf16": PEAK_FLOPS, "fp8": None},
+        "measured": True,
+    }
+
+
+def routing() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for layer in range(LAYERS):
+        loads = [1 + 0.6 * math.sin(2.1 * e + layer) for e in range(EXPERTS)]
+        for e, load in enumerate(loads):
+            share = load / sum(loads) * TOP_K
+            rows.append({"layer": layer, "expert": e, "frequency": share, "load": share * EXPERTS / TOP_K})
+        for tokens in (1, 2, 3, 4, 8, 12, 16, 32, 64):
+            expected = EXPERTS * (1 - (1 - TOP_K / EXPERTS) ** tokens)
+            unique = max(TOP_K, expected * (0.9 + 0.03 * layer))
+            point = {"layer": layer, "tokens": tokens, "unique_experts": unique, "steps": 30}
+            rows.append({**point, "experts": EXPERTS, "top_k": TOP_K})
+    return rows
+
+
+def samples() -> list[dict[str, Any]]:
+    return [
+        {"prompt": "12+30=", "target": "42", "response": "42", "score": 1.0},
+        {"prompt": "90-17=", "target": "73", "response": HOSTILE, "score": 0.0},
+    ]
+
+
+def failures() -> list[dict[str, Any]]:
+    return [
+        {
+            "deployment": "demo-int4",
+            "dataset": "arithmetic-mc",
+            "batch_size": 64,
+            "stage": "performance",
+            "reason": "The engine was killed (signal 9).",
+            "permanent": False,
+            "log": "results/logs/performance/demo-int4.log",
+        }
+    ]

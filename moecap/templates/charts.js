@@ -1,0 +1,31 @@
+// Draws every chart of the page from the JSON beside it, again when the page turns dark or light. Until then, without
+// JavaScript, and on paper, the still image stands in its place.
+(function () {
+  "use strict";
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const themes = JSON.parse(document.getElementById("chart-themes").textContent);
+  const drawn = new Map();
+  async function draw(figure) {
+    const spec = JSON.parse(document.getElementById(figure.dataset.spec).textContent);
+    spec.config = dark.matches ? themes.dark : themes.light;
+    const old = drawn.get(figure);
+    if (old) old.finalize();
+    // ast: expressions are interpreted, because the page's policy forbids eval.
+    const actions = { export: true, source: false, compiled: false, editor: false };
+    const options = { mode: "vega-lite", renderer: "svg", ast: true, actions: actions, theme: undefined };
+    drawn.set(figure, await window.vegaEmbed(figure.querySelector(".live"), spec, options));
+    figure.classList.add("drawn");
+  }
+  async function drawAll() {
+    for (const figure of document.querySelectorAll("figure[data-spec]")) {
+      try {
+        await draw(figure);
+      } catch (error) {
+        console.error("chart " + figure.dataset.spec + ": " + error);
+      }
+    }
+    document.documentElement.dataset.charts = "drawn";
+  }
+  dark.addEventListener("change", drawAll);
+  drawAll();
+})();
