@@ -30,3 +30,11 @@ include: "rules/report.smk"
 include: "rules/archive.smk"
 include: "rules/plan.smk"
 include: "rules/targets.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        paths.cap,
+        paths.charts,
+        paths.report,

@@ -11,9 +11,23 @@ from typing import Any
 
 from moecap.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, PrecisionEntry
 from moecap.config import Config, Deployment, load_config, read_deployments, row_location
+from moecap.engines.base import Machine, catalogue_machine, check_can_serve, this_machine
 from moecap.errors import MoecapError, nearest
+from moecap.hardware import System
 from moecap.paths import Paths, fill
 from moecap.provenance import digest, pinned_version
+
+PARALLELISM = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
+
+
+def machine_of(name: str, system: System) -> Machine:
+    """What kernels can ask of a deployment's hardware: facts of the catalogue, not of the machine that plans.
+
+    An entry that is detected (`detect: true`) means the machine that runs the workflow.
+    """
+    if system.detect:
+        return this_machine(name)
+    return catalogue_machine(name, system.gpu.model_dump() if system.gpu else {})
 
 
 class Campaign:
@@ -48,7 +62,8 @@ class Campaign:
             known = self.catalogue.models if name in config.trust_remote_code else self.catalogue.datasets
             if name not in known:
                 raise MoecapError(f"{self.source}: {name!r} is not in the catalogue. {nearest(name, known)}")
-        self.catalogue.check_region(config.cost.region, self.source)
+        if config.cost.region is not None:
+            self.catalogue.hardware.region(config.cost.region, f"{self.source}: `cost.region`")
 
     def _check_row(self, row: Deployment) -> None:
         where = row_location(self.config.deployments, row.deployment)
@@ -56,7 +71,7 @@ class Campaign:
         model = catalogue.find("model", row.model, where)
         precision = catalogue.find("precision", row.precision, where)
         engine = catalogue.find("engine", row.engine, where)
-        hardware = catalogue.find_hardware(row.hardware, where)
+        system = catalogue.hardware.find(row.hardware, where)
         for dataset in row.datasets:
             catalogue.find("dataset", dataset, where, key="datasets")
         if model.source.hub and not model.source.revision:
@@ -70,7 +85,15 @@ class Campaign:
                 f"{row.model!r} lists none (its `checkpoints` in {catalogue.file('models')}: "
                 f"{', '.join(model.checkpoints) or 'none'})."
             )
-        engine.check_serves(row, precision, hardware, where)
+        check_can_serve(
+            engine.model_dump(),
+            precision.for_serving(),
+            machine_of(row.hardware, system),
+            engine=row.engine,
+            offload=row.offload,
+            where=where,
+            **{key: getattr(row, key) for key in PARALLELISM},
+        )
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
@@ -200,3 +223,122 @@ class Campaign:
             "seed": self.config.seed,
             "trust_remote_code": row.model in self.config.trust_remote_code,
         }
+
+    @property
+    def demo_seed(self) -> int:
+        seeds = [entry.source.seed for entry in self.catalogue.models.values() if entry.source.train == "demo"]
+        return seeds[0] if seeds else 1
+
+    def train_params(self, variant: str) -> dict[str, Any]:
+        source = self.model(variant.split("/")[0]).source
+        return {"seed": source.seed, "steps": source.steps}
+
+    def download_params(self, variant: str) -> dict[str, Any]:
+        name, precision = variant.split("/")
+        entry = self.model(name)
+        source = entry.checkpoints.get(precision, entry.source)
+        return source.model_dump(mode="json", include={"hub", "revision", "path"}, exclude_none=True)
+
+    def base_manifest(self, variant: str) -> str:
+        return fill(self.paths.manifest, model=variant.split("/")[0], precision="bf16")
+
+    def quantize_params(self, variant: str) -> dict[str, Any]:
+        return dict(self.precision(variant.split("/")[1]).recipe or {})
+
+    def calibration_datasets(self, variant: str) -> list[str]:
+        """Datasets that the variant's recipe calibrates on (GPTQ); none for round-to-nearest."""
+        return [name for name in [self.quantize_params(variant).get("calibration_dataset")] if name]
+
+    def anatomy_params(self, model: str, precision: str) -> dict[str, Any]:
+        return {"model": model, "precision": precision, "trust_remote_code": model in self.config.trust_remote_code}
+
+    def accuracy_params(self, **wildcards: str) -> dict[str, Any]:
+        row, dataset = self.accuracy_row(**wildcards)
+        return {**self.accuracy_settings(row, dataset), "tensor_parallel": row.tensor_parallel}
+
+    def machine_params(self, hardware: str) -> dict[str, Any]:
+        return {"device": "cpu" if self.catalogue.hardware.find(hardware).gpu is None else "cuda"}
+
+    def replay_params(self, model: str, precision: str) -> dict[str, Any]:
+        row = self.deployment(self.deployments_of(model, precision)[0])
+        return {
+            "engine": self.engine(row.engine).for_performance(),
+            "engine_version": self.engine_version(row.engine),
+            "trust_remote_code": model in self.config.trust_remote_code,
+        }
+
+    def metrics_params(self, row: Deployment) -> dict[str, Any]:
+        """Peaks come from the catalogue for known hardware, from the calibration for a detected machine."""
+        system = self.catalogue.hardware.find(row.hardware)
+        params: dict[str, Any] = {
+            "deployment": row.deployment,
+            "compute_dtype": self.precision(row.precision).compute_dtype,
+            "devices": row.devices,
+            **{key: getattr(row, key) for key in PARALLELISM},
+            "seed": self.config.seed,
+        }
+        if not system.detect:
+            params["peaks"] = {"bytes_per_s": system.memory_bytes_per_s, "flops": system.peak_flops}
+        return params
+
+    def cost_params(self, row: Deployment) -> dict[str, Any]:
+        regions = [self.config.cost.region] if self.config.cost.region else []
+        return {
+            "deployment": row.model_dump(mode="json"),
+            "hardware": self.catalogue.hardware.slice([row.hardware], regions),
+            "settings": self.config.cost.model_dump(mode="json"),
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row.model_dump(mode="json") for row in self.deployments.values()]
+
+    def cap_params(self) -> dict[str, Any]:
+        return {
+            "deployments": self._rows(),
+            "failures": self.paths.failures,
+            **self.config.cap.model_dump(mode="json"),
+            "provenance": {"config": digest(self.config.model_dump(mode="json")), "seed": self.config.seed},
+        }
+
+    def anatomy_files(self) -> list[str]:
+        used = sorted({(row.model, row.precision) for row in self.deployments.values()})
+        return [fill(self.paths.anatomy, model=m, precision=p) for m, p in used]
+
+    def sample_files(self) -> list[str]:
+        suffix = ".parquet"
+        return [path.removesuffix(suffix) + ".samples.parquet" for path in self.all_accuracy_files()]
+
+    def chart_params(self) -> dict[str, Any]:
+        return {"reference": self.config.cap.reference}
+
+    def report_params(self) -> dict[str, Any]:
+        return {"reference": self.config.cap.reference, "failures": self.paths.failures}
+
+    def archive_params(self) -> dict[str, Any]:
+        hardware = self.catalogue.hardware.slice(
+            self.hardware_in_use, [self.config.cost.region] if self.config.cost.region else []
+        )
+        used = {
+            kind: sorted({name for row in self.deployments.values() for name in names(row)})
+            for kind, names in {
+                "models": lambda row: [row.model],
+                "precisions": lambda row: [row.precision],
+                "engines": lambda row: [row.engine],
+                "datasets": lambda row: row.datasets,
+            }.items()
+        }
+        catalogue = {
+            kind: {name: getattr(self.catalogue, kind)[name].model_dump(mode="json") for name in names}
+            for kind, names in used.items()
+        }
+        return {
+            "results": self.config.results,
+            "name": self.config.archive,
+            "config": self.config.model_dump(mode="json"),
+            "deployments": self._rows(),
+            "catalogue": {**catalogue, "hardware": hardware},
+            "redraw": {"charts": self.chart_params(), "report": self.report_params()},
+        }
+
+    def plan_params(self) -> dict[str, Any]:
+        return {"deployments": self._rows()}

@@ -8,19 +8,19 @@ rule evaluate:
     output:
         accuracy=paths.accuracy,
         samples=paths.samples,
-    wildcard_constraints:
-        dataset="[^/]+",
-        settings="[0-9a-f]{8}",
-    params:
-        settings=lambda wc: campaign.accuracy_params(**wc),
-        code=code("accuracy.py"),
     log:
         f"{paths.log}/accuracy/{{model}}/{{precision}}/{{engine}}/{{dataset}}-{{settings}}.log",
     benchmark:
         f"{paths.benchmark}/accuracy/{{model}}/{{precision}}/{{engine}}/{{dataset}}-{{settings}}.tsv"
+    wildcard_constraints:
+        dataset="[^/]+",
+        settings="[0-9a-f]{8}",
     conda:
         "../envs/engine-cpu.yaml"
     container:
         "docker://vllm/vllm-openai:v0.32.0"
+    params:
+        settings=lambda wc: campaign.accuracy_params(**wc),
+        code=code("accuracy.py"),
     script:
         "../scripts/accuracy.py"

@@ -7,14 +7,14 @@ rule anatomy:
     output:
         anatomy=paths.anatomy,
         table=paths.anatomy_table,
-    params:
-        model=lambda wc: campaign.anatomy_params(wc.model, wc.precision),
-        code=code("anatomy.py"),
     log:
         log_of("anatomy", "model", "precision"),
     benchmark:
         benchmark_of("anatomy", "model", "precision")
     conda:
         "../envs/anatomy.yaml"
+    params:
+        model=lambda wc: campaign.anatomy_params(wc.model, wc.precision),
+        code=code("anatomy.py"),
     script:
         "../scripts/anatomy.py"

@@ -15,14 +15,14 @@ rule archive:
         machines=expand(paths.machine, hardware=campaign.hardware_in_use),
     output:
         archive=fill(paths.archive, name=campaign.config.archive),
-    params:
-        archive=campaign.archive_params(),
-        code=code("archive.py"),
     log:
         log_of("archive"),
     benchmark:
         benchmark_of("archive")
     conda:
         "../envs/core.yaml"
+    params:
+        archive=campaign.archive_params(),
+        code=code("archive.py"),
     script:
         "../scripts/archive.py"

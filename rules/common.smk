@@ -1,6 +1,7 @@
 # Input functions and small helpers that the rules name. What they compute lies in the library.
 import re
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -12,7 +13,8 @@ from moecap.provenance import code_fingerprint
 
 try:
     campaign = Campaign(
-        config, " + ".join(map(str, workflow.overwrite_configfiles or ["config/config.yaml"]))
+        config,
+        " + ".join(map(str, workflow.overwrite_configfiles or ["config/config.yaml"])),
     )
 except MoecapError as error:
     raise WorkflowError(str(error))
@@ -23,7 +25,9 @@ paths = campaign.paths
 def code(script, *more):
     """The fingerprint of a script and of the library modules behind it (see moecap/provenance.py)."""
     root = workflow.basedir
-    return code_fingerprint(f"{root}/scripts/{script}", *(f"{root}/{path}" for path in more))
+    return code_fingerprint(
+        f"{root}/scripts/{script}", *(f"{root}/{path}" for path in more)
+    )
 
 
 def one_of(values):
@@ -32,11 +36,11 @@ def one_of(values):
 
 
 def log_of(rule, *wildcards):
-    return "/".join([paths.log, rule, *(f"{{{w}}}" for w in wildcards)] if wildcards else [paths.log, rule]) + ".log"
+    return str(Path(paths.log, rule, *(f"{{{w}}}" for w in wildcards))) + ".log"
 
 
 def benchmark_of(rule, *wildcards):
-    return "/".join([paths.benchmark, rule, *(f"{{{w}}}" for w in wildcards)]) + ".tsv"
+    return str(Path(paths.benchmark, rule, *(f"{{{w}}}" for w in wildcards))) + ".tsv"
 
 
 def timed_threads(wildcards):
@@ -64,7 +68,9 @@ def by_variant(pattern):
 
 
 def deployment_machine(wildcards):
-    return fill(paths.machine, hardware=campaign.deployment(wildcards.deployment).hardware)
+    return fill(
+        paths.machine, hardware=campaign.deployment(wildcards.deployment).hardware
+    )
 
 
 def deployment_demo_data(wildcards):
@@ -72,4 +78,7 @@ def deployment_demo_data(wildcards):
 
 
 def replay_requests(wildcards):
-    return [fill(paths.requests, deployment=d) for d in campaign.deployments_of(wildcards.model, wildcards.precision)]
+    return [
+        fill(paths.requests, deployment=d)
+        for d in campaign.deployments_of(wildcards.model, wildcards.precision)
+    ]

@@ -7,16 +7,16 @@ rule cost:
         machine=deployment_machine,
     output:
         cost=paths.cost,
-    wildcard_constraints:
-        deployment="[^/]+",
-    params:
-        cost=lambda wc: campaign.cost_params(campaign.deployment(wc.deployment)),
-        code=code("cost.py"),
     log:
         log_of("cost", "deployment"),
     benchmark:
         benchmark_of("cost", "deployment")
+    wildcard_constraints:
+        deployment="[^/]+",
     conda:
         "../envs/core.yaml"
+    params:
+        cost=lambda wc: campaign.cost_params(campaign.deployment(wc.deployment)),
+        code=code("cost.py"),
     script:
         "../scripts/cost.py"

@@ -13,16 +13,16 @@ rule metrics:
         metrics=paths.metrics,
         steps=paths.steps,
         routing_analysis=paths.routing_analysis,
-    wildcard_constraints:
-        deployment="[^/]+",
-    params:
-        metrics=lambda wc: campaign.metrics_params(campaign.deployment(wc.deployment)),
-        code=code("metrics.py"),
     log:
         log_of("metrics", "deployment"),
     benchmark:
         benchmark_of("metrics", "deployment")
+    wildcard_constraints:
+        deployment="[^/]+",
     conda:
         "../envs/core.yaml"
+    params:
+        metrics=lambda wc: campaign.metrics_params(campaign.deployment(wc.deployment)),
+        code=code("metrics.py"),
     script:
         "../scripts/metrics.py"

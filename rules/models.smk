@@ -4,15 +4,15 @@
 rule demo_data:
     output:
         manifest=paths.demo_data,
-    params:
-        seed=campaign.demo_seed,
-        code=code("demo_data.py"),
     log:
         log_of("demo_data"),
     benchmark:
         benchmark_of("demo_data")
     conda:
         "../envs/core.yaml"
+    params:
+        seed=campaign.demo_seed,
+        code=code("demo_data.py"),
     script:
         "../scripts/demo_data.py"
 
@@ -22,18 +22,18 @@ rule train_demo:
         data=paths.demo_data,
     output:
         manifest=f"{paths.results}/models/{{variant}}/manifest.json",
-    wildcard_constraints:
-        variant=one_of(campaign.variants_of("train_demo")),
-    params:
-        train=lambda wc: campaign.train_params(wc.variant),
-        code=code("train_demo.py"),
-    threads: timed_threads
     log:
         log_of("train_demo", "variant"),
     benchmark:
         benchmark_of("train_demo", "variant")
+    wildcard_constraints:
+        variant=one_of(campaign.variants_of("train_demo")),
     conda:
         "../envs/engine-cpu.yaml"
+    threads: timed_threads
+    params:
+        train=lambda wc: campaign.train_params(wc.variant),
+        code=code("train_demo.py"),
     script:
         "../scripts/train_demo.py"
 
@@ -41,16 +41,16 @@ rule train_demo:
 rule download:
     output:
         manifest=f"{paths.results}/models/{{variant}}/manifest.json",
-    wildcard_constraints:
-        variant=one_of(campaign.variants_of("download")),
-    params:
-        source=lambda wc: campaign.download_params(wc.variant),
-        code=code("download.py"),
     log:
         log_of("download", "variant"),
     benchmark:
         benchmark_of("download", "variant")
+    wildcard_constraints:
+        variant=one_of(campaign.variants_of("download")),
     conda:
         "../envs/core.yaml"
+    params:
+        source=lambda wc: campaign.download_params(wc.variant),
+        code=code("download.py"),
     script:
         "../scripts/download.py"

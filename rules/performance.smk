@@ -5,16 +5,16 @@
 rule calibrate:
     output:
         machine=paths.machine,
-    params:
-        hardware=lambda wc: campaign.machine_params(wc.hardware),
-        code=code("calibrate.py"),
-    threads: timed_threads
     log:
         log_of("calibrate", "hardware"),
     benchmark:
         benchmark_of("calibrate", "hardware")
     conda:
         "../envs/engine-cpu.yaml"
+    threads: timed_threads
+    params:
+        hardware=lambda wc: campaign.machine_params(wc.hardware),
+        code=code("calibrate.py"),
     script:
         "../scripts/calibrate.py"
 
@@ -28,10 +28,6 @@ rule measure:
         points=paths.points,
         requests=paths.requests,
         schedule=paths.schedule,
-    params:
-        run=lambda wc: campaign.performance_params(campaign.deployment(wc.deployment)),
-        code=code("performance.py"),
-    threads: timed_threads
     log:
         log_of("performance", "deployment"),
     benchmark:
@@ -40,5 +36,9 @@ rule measure:
         "../envs/engine-cpu.yaml"
     container:
         "docker://vllm/vllm-openai:v0.32.0"
+    threads: timed_threads
+    params:
+        run=lambda wc: campaign.performance_params(campaign.deployment(wc.deployment)),
+        code=code("performance.py"),
     script:
         "../scripts/performance.py"

@@ -7,14 +7,14 @@ rule plan:
         cap=paths.cap,
     output:
         plan=report(paths.plan, caption="../report/plan.rst", category="Tables"),
-    params:
-        plan=campaign.plan_params(),
-        code=code("plan.py"),
     log:
         log_of("plan"),
     benchmark:
         benchmark_of("plan")
     conda:
         "../envs/core.yaml"
+    params:
+        plan=campaign.plan_params(),
+        code=code("plan.py"),
     script:
         "../scripts/plan.py"

@@ -7,18 +7,18 @@ rule quantize:
         data=lambda wc: demo_data_of(*campaign.calibration_datasets(wc.variant)),
     output:
         manifest=f"{paths.results}/models/{{variant}}/manifest.json",
-    wildcard_constraints:
-        variant=one_of(campaign.variants_of("quantize")),
-    params:
-        recipe=lambda wc: campaign.quantize_params(wc.variant),
-        python=campaign.config.quantize_python,
-        code=code("quantize.py"),
-    threads: 2
     log:
         log_of("quantize", "variant"),
     benchmark:
         benchmark_of("quantize", "variant")
+    wildcard_constraints:
+        variant=one_of(campaign.variants_of("quantize")),
     conda:
         "../envs/quantize.yaml"
+    threads: 2
+    params:
+        recipe=lambda wc: campaign.quantize_params(wc.variant),
+        python=campaign.config.quantize_python,
+        code=code("quantize.py"),
     script:
         "../scripts/quantize.py"

@@ -8,15 +8,15 @@ rule cap:
         accuracy=campaign.all_accuracy_files(),
     output:
         cap=report(paths.cap, caption="../report/cap.rst", category="Tables"),
-    params:
-        cap=campaign.cap_params(),
-        code=code("cap.py"),
     log:
         log_of("cap"),
     benchmark:
         benchmark_of("cap")
     conda:
         "../envs/core.yaml"
+    params:
+        cap=campaign.cap_params(),
+        code=code("cap.py"),
     script:
         "../scripts/cap.py"
 
@@ -28,17 +28,20 @@ rule charts:
         routing_analysis=expand(paths.routing_analysis, deployment=campaign.deployments),
     output:
         charts=report(
-            directory(paths.charts), caption="../report/charts.rst", category="Charts", patterns=["{name}.svg"]
+            directory(paths.charts),
+            caption="../report/charts.rst",
+            category="Charts",
+            patterns=["{name}.svg"],
         ),
-    params:
-        charts=campaign.chart_params(),
-        code=code("charts.py"),
     log:
         log_of("charts"),
     benchmark:
         benchmark_of("charts")
     conda:
         "../envs/core.yaml"
+    params:
+        charts=campaign.chart_params(),
+        code=code("charts.py"),
     script:
         "../scripts/charts.py"
 
@@ -53,14 +56,14 @@ rule report:
         samples=campaign.sample_files(),
     output:
         report=report(paths.report, caption="../report/report.rst", category="Report"),
-    params:
-        report=campaign.report_params(),
-        code=code("report.py", "moecap/templates"),
     log:
         log_of("report"),
     benchmark:
         benchmark_of("report")
     conda:
         "../envs/core.yaml"
+    params:
+        report=campaign.report_params(),
+        code=code("report.py", "moecap/templates"),
     script:
         "../scripts/report.py"

@@ -7,10 +7,6 @@ rule replay:
         requests=replay_requests,
     output:
         routing=paths.routing,
-    params:
-        replay=lambda wc: campaign.replay_params(wc.model, wc.precision),
-        code=code("replay.py"),
-    threads: 2
     log:
         log_of("replay", "model", "precision"),
     benchmark:
@@ -19,5 +15,9 @@ rule replay:
         "../envs/engine-cpu.yaml"
     container:
         "docker://vllm/vllm-openai:v0.32.0"
+    threads: 2
+    params:
+        replay=lambda wc: campaign.replay_params(wc.model, wc.precision),
+        code=code("replay.py"),
     script:
         "../scripts/replay.py"

