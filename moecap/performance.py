@@ -220,17 +220,15 @@ def measure(
     if missing:
         progress(f"{name}: {reused} of {len(runs)} timed runs are in the spool, {len(missing)} to measure")
     clock = _Clock(len(missing))
+    session = _Session(spec, workloads, settings, spool, hardware, load, energy)
     while missing:
         loads += 1
-        run: _Run | None = None
         try:
             if check_machine is not None:
                 check_machine()
             with Watchdog(name, failure_path, watchdog_s) as dog:
                 dog.load_s, dog.stall_s = load_s, stall_s
-                for run, tables, line in _measure_load(
-                    missing, spec, workloads, settings, spool, hardware, load, energy, dog
-                ):
+                for run, tables, line in session.measure(missing, dog, clock):
                     found[run.key] = tables
                     progress(f"{name}: {line} ({clock.done()})")
             missing = []
@@ -301,55 +299,63 @@ def _plan(
             yield _Run(point, repeat, facts)
 
 
-def _measure_load(
-    runs: Sequence[_Run],
-    spec: EngineSpec,
-    workloads: Mapping[str, Workload],
-    settings: Settings,
-    spool: Spool,
-    hardware: Mapping[str, Any],
-    load: Callable[[EngineSpec], AbstractContextManager[Engine]],
-    energy: Callable[..., AbstractContextManager[Any]],
-    dog: Watchdog,
-) -> Iterator[tuple[_Run, dict[str, pa.Table], str]]:
-    """One engine load; yields every run once it is in the spool. An error carries its run as ``_moecap_run``."""
-    wanted = {run.point for run in runs}
-    context = max(workloads[point.dataset].context_tokens for point in wanted)
-    spec = replace(
-        spec,
-        max_num_seqs=max(point.batch_size for point in wanted),
-        context_tokens=-(-context // 64) * 64,
-    )
-    load_id = uuid.uuid4().hex
-    device = "cpu" if spec.device == "cpu" else "gpu"
+@dataclass(frozen=True)
+class _Session:
+    """What every load of the engine has in common."""
 
-    def window() -> AbstractContextManager[Any]:
-        return energy(device)
+    spec: EngineSpec
+    workloads: Mapping[str, Workload]
+    settings: Settings
+    spool: Spool
+    hardware: Mapping[str, Any]
+    load: Callable[[EngineSpec], AbstractContextManager[Engine]]
+    energy: Callable[..., AbstractContextManager[Any]]
 
-    dog.watch(dog.load_s, "loading the engine")
-    with load(spec) as engine:
-        warm: Point | None = None
-        for run in runs:
-            try:
-                workload = workloads[run.point.dataset]
+    def measure(
+        self, runs: Sequence[_Run], dog: Watchdog, clock: _Clock
+    ) -> Iterator[tuple[_Run, dict[str, pa.Table], str]]:
+        """One engine load; yields every run once it is in the spool. An error carries its run as ``_moecap_run``."""
+        wanted = {run.point for run in runs}
+        context = max(self.workloads[point.dataset].context_tokens for point in wanted)
+        spec = replace(
+            self.spec,
+            max_num_seqs=max(point.batch_size for point in wanted),
+            context_tokens=-(-context // 64) * 64,
+        )
+        load_id = uuid.uuid4().hex
+        dog.watch(dog.load_s, "loading the engine")
+        with self.load(spec) as engine:
+            clock.start()
+            warm: Point | None = None
+            for run in runs:
                 dog.watch(dog.stall_s, f"{run.point.dataset} at batch size {run.point.batch_size}", engine)
-                if warm != run.point:
-                    for number in range(settings.warmup):
-                        engine.run(workload.warmup(run.point.batch_size, number))
-                    warm = run.point
-                waves = settings.waves(run.point.batch_size)
-                results = []
-                for wave in range(waves):
-                    batch = workload.batch(run.point.batch_size, run.repeat * waves + wave)
-                    results.append(engine.run(batch, window))
-                tables = _tables(run, results, workload, engine, load_id, hardware, settings)
-                spool.put(run.facts, tables)
-            except Exception as error:
-                error._moecap_run = run  # type: ignore[attr-defined]
-                raise
-            dog.watch(None)
-            yield run, tables, _line(run, results, settings)
-        dog.watch(dog.load_s, "shutting the engine down")
+                try:
+                    if warm != run.point:
+                        self._warm_up(engine, run.point)
+                        warm = run.point
+                    results = self._time(engine, run)
+                    tables = _tables(run, results, self.workloads[run.point.dataset], engine, load_id, self.hardware)
+                    self.spool.put(run.facts, tables)
+                except Exception as error:
+                    error._moecap_run = run  # type: ignore[attr-defined]
+                    raise
+                dog.watch(None)
+                yield run, tables, _line(run, results, self.settings)
+            dog.watch(dog.load_s, "shutting the engine down")
+
+    def _warm_up(self, engine: Engine, point: Point) -> None:
+        for number in range(self.settings.warmup):
+            engine.run(self.workloads[point.dataset].warmup(point.batch_size, number))
+
+    def _time(self, engine: Engine, run: _Run) -> list[RunResult]:
+        """One result per wave."""
+        size, waves = run.point.batch_size, self.settings.waves(run.point.batch_size)
+        workload = self.workloads[run.point.dataset]
+        device = "cpu" if engine.spec.device == "cpu" else "gpu"
+        return [
+            engine.run(workload.batch(size, run.repeat * waves + wave), lambda: self.energy(device))
+            for wave in range(waves)
+        ]
 
 
 def _line(run: _Run, results: Sequence[RunResult], settings: Settings) -> str:
@@ -368,7 +374,6 @@ def _tables(
     engine: Engine,
     load_id: str,
     hardware: Mapping[str, Any],
-    settings: Settings,
 ) -> dict[str, pa.Table]:
     """The three tables of one run. Waves follow each other on one time axis, without the pauses between them."""
     point = {"dataset": run.point.dataset, "batch_size": run.point.batch_size, "repeat": run.repeat}
@@ -421,7 +426,7 @@ def _tables(
         "engine_version": engine.version,
         "libraries": json.dumps(engine.libraries, sort_keys=True),
         "hardware": json.dumps(dict(hardware), sort_keys=True),
-        "seed": settings.seed,
+        "seed": run.facts["seed"],
         **_energy_columns([result.window for result in results]),
         "spool_key": run.key,
         "max_num_seqs": engine.spec.max_num_seqs,
@@ -446,14 +451,18 @@ class _Clock:
     """How much is left, from the time that the runs so far took."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.finished, self.start = total, 0, time.monotonic()
+        self.total, self.finished, self.began, self.base = total, 0, time.monotonic(), 0
+
+    def start(self) -> None:
+        """An engine is loaded: what comes now is what the rest will take."""
+        self.began, self.base = time.monotonic(), self.finished
 
     def done(self) -> str:
         self.finished += 1
         left = self.total - self.finished
         if not left:
             return f"{self.finished} of {self.total}"
-        estimate = (time.monotonic() - self.start) / self.finished * left
+        estimate = (time.monotonic() - self.began) / (self.finished - self.base) * left
         return f"{self.finished} of {self.total}, about {_duration(estimate)} left"
 
 
@@ -702,12 +711,13 @@ def run_job(
         run: ``deployment``, ``datasets``, ``data_files``, ``engine``, ``precision``, ``settings``, ``seed``,
             ``trust_remote_code``.
         manifest: the checkpoint's manifest; the checkpoint is its folder.
-        demo_data: manifest of the demo's data files, which lie beside it as ``{task}.jsonl``.
+        demo_data: manifest of the demo's data files, which lie beside it.
         failure: where a failure and its class are written.
         attempt: number of this attempt at the same job; a later one fails at once where the first failed for good.
         threads: CPU threads for an engine that runs on the CPU.
     """
     from moecap import machine as machines
+    from moecap.demo import local_data
     from moecap.engines.base import check_can_serve, this_machine
     from moecap.provenance import provenance
 
@@ -727,10 +737,9 @@ def run_job(
     expected = io.read_json(machine)
     data_files = dict(run.get("data_files") or {})
     if demo_data is not None:
-        for dataset, facts in run["datasets"].items():
-            path = Path(demo_data).parent / f"{facts.get('task') or dataset}.jsonl"
-            if dataset not in data_files and path.is_file():
-                data_files[dataset] = {"test": str(path)}
+        for dataset in run["datasets"]:
+            if dataset not in data_files and (files := local_data(demo_data, dataset)):
+                data_files[dataset] = files
     parallelism = {key: value for key, value in deployment.items() if key.endswith("_parallel")}
 
     def check_machine() -> None:
