@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -90,7 +91,7 @@ def radial(value: float, reference: float, axis: Axis) -> float:
 
 def radar(
     table: pa.Table,
-    reference: str,
+    reference: str | None = None,
     axes: Sequence[Axis] = CAP_AXES,
     panel: str = "dataset",
     references: Mapping[str, str] | None = None,
@@ -99,7 +100,8 @@ def radar(
 
     Args:
         table: the CAP table.
-        reference: deployment that the axes are measured against, at the same dataset and batch size.
+        reference: deployment that the axes are measured against, at the same dataset and batch size; by default that
+            of the first row.
         axes: what the corners are.
         panel: column that tells panels apart.
         references: value of ``panel`` → deployment, where panels have references of their own.
@@ -109,6 +111,7 @@ def radar(
         MoecapError: the reference is no deployment of the table.
     """
     rows = _complete(table, [a.column for a in axes], positive=True)
+    reference = reference or table["deployment"][0].as_py()
     named = {r["deployment"] for r in rows}
     for name in {reference, *(references or {}).values()}:
         if name not in named:
@@ -740,7 +743,7 @@ STANDARD: dict[str, tuple[str, str, Draw]] = {
         "Cost, accuracy and performance of each deployment relative to the reference, which is the dashed triangle on "
         "every axis. Distances follow the logarithm of the ratio; the marks on an axis say which ratio lies where. "
         "Accuracy has a finer scale than the other two. Another deployment in the table moves none of these.",
-        lambda table, reference: radar(table, reference or table["deployment"][0].as_py()),
+        lambda table, reference: radar(table, reference),
     ),
     "throughput-against-cost": (
         "trade-off",
@@ -878,16 +881,33 @@ def finish(chart: Any, title: str, subtitle: Sequence[str] = ()) -> Any:
 
 def spec(chart: alt.TopLevelMixin, mode: str = "light") -> dict[str, Any]:
     """The chart as a Vega-Lite dict, in the neutral colours of ``mode``."""
-    found = chart.to_dict()
+    found = chart.to_dict(validate=False)  # its parts were validated when they were made; twice takes seconds
     found["config"] = theme(mode)
-    return found
+    return _renumbered(found)
+
+
+def _renumbered(found: dict[str, Any]) -> dict[str, Any]:
+    """Names that Altair counts over the whole process (``view_7``), counted anew: same table, same text."""
+    return json.loads(_RENUMBER["view_"](json.dumps(found)))
+
+
+def _renumber(prefix: str) -> Callable[[str], str]:
+    def function(text: str) -> str:
+        seen: dict[str, str] = {}
+        return re.sub(rf"\b{prefix}\d+\b", lambda m: seen.setdefault(m[0], f"{prefix}{len(seen)}"), text)
+
+    return function
+
+
+_RENUMBER = {prefix: _renumber(prefix) for prefix in ("view_", "gradient_", "clip")}
 
 
 def to_svg(chart: alt.TopLevelMixin | Mapping[str, Any], mode: str = "light") -> str:
     """The chart as SVG text; no browser and no network is needed."""
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(_json(chart, mode, background="white" if mode == "light" else "transparent"))
+    svg = vl_convert.vegalite_to_svg(_json(chart, mode, background="white" if mode == "light" else "transparent"))
+    return _RENUMBER["clip"](_RENUMBER["gradient_"](svg))
 
 
 def to_png(chart: alt.TopLevelMixin | Mapping[str, Any], scale: float = 2.0) -> bytes:
@@ -899,10 +919,11 @@ def to_png(chart: alt.TopLevelMixin | Mapping[str, Any], scale: float = 2.0) -> 
 
 def to_html(chart: alt.TopLevelMixin | Mapping[str, Any], name: str) -> str:
     """A page with the interactive chart and all of Vega in it: it opens from disk, without a network."""
+    found = _dict(chart)
     values = {
         "title": name,
-        "spec": _dict(chart),
-        "svg": to_svg(chart),
+        "spec": found,
+        "svg": to_svg(found),
         "themes": themes(),
         "bundle": vega_bundle(),
     }
@@ -922,7 +943,7 @@ def vega_bundle() -> str:
     return vl_convert.javascript_bundle()
 
 
-def save(chart: alt.TopLevelMixin, path: str | Path) -> None:
+def save(chart: alt.TopLevelMixin | Mapping[str, Any], path: str | Path) -> None:
     """Write a chart, atomically, in the format that the suffix names.
 
     Raises:
@@ -933,7 +954,7 @@ def save(chart: alt.TopLevelMixin, path: str | Path) -> None:
         ".svg": lambda: to_svg(chart),
         ".png": lambda: to_png(chart),
         ".html": lambda: to_html(chart, path.stem),
-        ".json": lambda: json.dumps(spec(chart)),
+        ".json": lambda: json.dumps(_dict(chart)),
     }
     if path.suffix not in writers:
         raise MoecapError(f"{path}: a chart cannot be written as {path.suffix!r}. {nearest(path.suffix, writers)}")
@@ -957,8 +978,9 @@ def write_all(
     drawn, left_out = draw_all(table, reference, routing)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, chart in drawn.items():
+        found = spec(chart)
         for suffix in formats or FORMATS:
-            save(chart, Path(folder) / f"{name}.{suffix}")
+            save(found, Path(folder) / f"{name}.{suffix}")
     return left_out
 
 

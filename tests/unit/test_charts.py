@@ -1,0 +1,273 @@
+"""Charts: geometry that others rely on, complete data, and files that work offline."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moecap import cap, charts
+from moecap.errors import MoecapError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import synthetic
+
+positive = st.floats(1e-6, 1e9)
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    return cap.cap_table(**synthetic.tables())
+
+
+def marks(chart) -> list[dict]:
+    """Every row of inline data in a chart."""
+    found = []
+
+    def walk(part):
+        if isinstance(part, dict):
+            if isinstance(part.get("values"), list):
+                found.extend(v for v in part["values"] if isinstance(v, dict))
+            for value in part.values():
+                walk(value)
+        elif isinstance(part, list):
+            for value in part:
+                walk(value)
+
+    walk(charts.spec(chart))
+    return found
+
+
+# --- radar ---------------------------------------------------------------------------------------------------------
+
+
+@given(positive, positive)
+def test_radial_is_bounded_and_symmetric(value, reference):
+    for axis in charts.CAP_AXES:
+        r = charts.radial(value, reference, axis)
+        assert 0 <= r <= 1
+        assert charts.radial(reference, value, axis) == pytest.approx(1 - r, abs=1e-9)
+        assert charts.radial(reference, reference, axis) == 0.5
+
+
+@given(st.floats(0.1, 10), st.floats(1.001, 5))
+def test_better_lies_further_out(value, factor):
+    better_is_higher = charts.radial(value * factor, 1, charts.PERFORMANCE) > charts.radial(
+        value, 1, charts.PERFORMANCE
+    )
+    cheaper_is_higher = charts.radial(value / factor, 1, charts.COST_PER_TOKEN) > charts.radial(
+        value, 1, charts.COST_PER_TOKEN
+    )
+    assert better_is_higher
+    assert cheaper_is_higher
+
+
+def corners(chart) -> dict[tuple, tuple]:
+    return {
+        (m["panel"], m["deployment"], m["batch_size"], m["axis"]): (m["x"], m["y"])
+        for m in marks(chart)
+        if "deployment" in m and "axis" in m
+    }
+
+
+def test_adding_a_row_moves_no_other(table):
+    before = corners(charts.radar(table, "demo-bf16"))
+    rows = table.to_pylist()
+    new = {
+        **rows[0],
+        "deployment": "giant",
+        "accuracy": 0.999,
+        "output_tokens_per_s": 1e9,
+        "usd_per_million_tokens": 1e-9,
+    }
+    after = corners(charts.radar(cap.to_table([*rows, new]), "demo-bf16"))
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 3
+
+
+def test_reference_is_the_triangle_at_half(table):
+    for (_, deployment, _, _), (x, y) in corners(charts.radar(table, "demo-bf16")).items():
+        if deployment == "demo-bf16":
+            assert math.hypot(x, y) == pytest.approx(0.5)
+
+
+def test_unknown_reference_says_so(table):
+    with pytest.raises(MoecapError, match=r"demo-bf61.*Did you mean 'demo-bf16'"):
+        charts.radar(table, "demo-bf61")
+
+
+# --- what is drawn -------------------------------------------------------------------------------------------------
+
+
+def test_frontier_of_the_trade_off_against_the_definition(table):
+    rows = table.to_pylist()
+    drawn = [m for m in marks(charts.tradeoff(table)) if "frontier" in m]
+    ringed = {(m["deployment"], m["dataset"], m["batch_size"]) for m in drawn if m["frontier"]}
+    three = ("usd_per_million_tokens", "accuracy", "output_tokens_per_s")
+    for r in rows:
+        others = [o for o in rows if o["dataset"] == r["dataset"] and o is not r]
+        beaten = any(
+            o[three[0]] <= r[three[0]] and o[three[1]] >= r[three[1]] and o[three[2]] >= r[three[2]]
+            for o in others
+        )  # fmt: skip
+        assert ((r["deployment"], r["dataset"], r["batch_size"]) in ringed) == (not beaten)
+    assert 0 < len(ringed) < len(rows)
+
+
+def test_bytes_per_layer_are_bytes_over_layers_and_measured_ones_are_shown(table):
+    rows = [{**r, "decode_measured_bytes": r["decode_s_mbu_complete_bytes"] * 1.001} for r in table.to_pylist()]
+    drawn = [m for m in marks(charts.bytes_per_layer(cap.to_table(rows))) if "step_bytes" in m]
+    assert {m["series"] for m in drawn} == set(charts.BYTE_COUNTS.values())
+    for m in drawn:
+        assert m["bytes"] == pytest.approx(m["step_bytes"] / synthetic.LAYERS)
+    without = [m for m in marks(charts.bytes_per_layer(table)) if "step_bytes" in m]
+    assert "measured" not in {m["series"] for m in without}
+
+
+def test_utilization_above_one_is_not_cut_off(table):
+    rows = [{**r, "decode_s_mbu": 1.7} for r in table.to_pylist()]
+    spec = json.dumps(charts.spec(charts.utilization(cap.to_table(rows))))
+    assert '"value": 1.7' in spec
+    assert '"one": 1' in spec
+
+
+def test_failed_rows_do_not_spoil_the_others(table):
+    rows = table.to_pylist()
+    gone = dict.fromkeys(("accuracy", "output_tokens_per_s", "tpot_s", "usd_per_million_tokens", "decode_s_mbu_bytes"))
+    rows[0] = {**rows[0], **gone, "status": "failed"}
+    drawn, left_out = charts.draw_all(cap.to_table(rows), "demo-bf16")
+    assert set(drawn) == set(charts.STANDARD)
+    assert left_out == {}
+
+
+def test_nothing_to_draw_is_said_with_the_reason():
+    bare = {"deployment": "a", "model": "m", "dataset": "d", "batch_size": 1, "status": "missing"}
+    drawn, left_out = charts.draw_all(cap.to_table([bare]), "a", {"a": []})
+    assert drawn == {}
+    assert set(left_out) == {*charts.STANDARD, "experts-a", "unique-experts-a"}
+    assert "usd_per_million_tokens" in left_out["throughput-against-cost"]
+    assert charts.draw_all(cap.to_table([]))[0] == {}
+
+
+def test_closed_form_of_unique_experts():
+    assert charts.expected_unique_experts(8, 2, 1) == 2
+    assert charts.expected_unique_experts(8, 8, 5) == 8
+    assert charts.expected_unique_experts(60, 4, 64) == pytest.approx(60 * (1 - (56 / 60) ** 64))
+
+
+def test_routing_charts_have_a_panel_per_dataset():
+    rows = [{**r, "dataset": d} for d in ("one", "two") for r in synthetic.routing()]
+    drawn, _ = charts.draw_all(cap.to_table([]), None, {"x": rows})
+    assert set(drawn) == {"experts-x", "unique-experts-x"}
+    for chart in drawn.values():
+        assert [p["title"] for p in charts.spec(chart)["concat"]] == ["one", "two"]
+
+
+def test_many_deployments_still_draw(table):
+    rows = [{**r, "deployment": f"{r['deployment']}-{i}"} for i in range(4) for r in table.to_pylist()]
+    drawn, _ = charts.draw_all(cap.to_table(rows), "demo-bf16-0")
+    assert set(drawn) == set(charts.STANDARD)
+    charts.to_svg(drawn["cap-radar"])
+
+
+def test_figures_of_the_paper_use_each_models_own_reference(table):
+    rows = []
+    for model in ("Mixtral-8x22B", "DBRX"):
+        for precision, rate in (("bf16", 100.0), ("int4", 400.0)):
+            row = {"deployment": f"{model}-{precision}", "model": model, "dataset": "GSM8K", "status": "paper"}
+            rows.append(row | {"accuracy": 0.8, "hardware_usd": 92_100.0, "output_tokens_per_s": rate})
+    references = {"Mixtral-8x22B": "Mixtral-8x22B-bf16", "DBRX": "DBRX-bf16"}
+    chart = charts.paper_figure(cap.to_table(rows), references, "GSM8K", "Figure 4, redrawn")
+    found = {(m["deployment"], m["axis"]): math.hypot(m["x"], m["y"]) for m in marks(chart) if "against" in m}
+    assert found["DBRX-int4", "Performance"] == pytest.approx(charts.radial(4, 1, charts.PERFORMANCE))
+    assert found["Mixtral-8x22B-bf16", "Performance"] == pytest.approx(0.5)
+    assert len(found) == 12
+    with pytest.raises(MoecapError, match="MMLU"):
+        charts.paper_figure(cap.to_table(rows), references, "MMLU", "none")
+
+
+def test_specifications_are_valid_vega_lite(table):
+    for _, _, draw in charts.STANDARD.values():
+        draw(table, "demo-bf16").to_dict()  # raises where the schema is violated
+
+
+# --- legibility ----------------------------------------------------------------------------------------------------
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(a: str, b: str) -> float:
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize(("mode", "page"), [("light", "#ffffff"), ("dark", "#0f1419")])
+def test_text_can_be_read_on_both_pages(mode, page):
+    ink, muted, _ = charts.INK[mode]
+    assert contrast(ink, page) > 10
+    assert contrast(muted, page) > 4.5  # WCAG AA
+    assert all(contrast(colour, page) > 2 for colour in charts.COLOURS)
+
+
+def test_axes_have_titles_with_units(table):
+    def titles(part):
+        if isinstance(part, dict):
+            for channel in ("x", "y"):
+                encoding = part.get("encoding", {}).get(channel)
+                if encoding and encoding.get("axis", 1) is not None and "title" in encoding:
+                    yield encoding["title"]
+            for value in part.values():
+                yield from titles(value)
+        elif isinstance(part, list):
+            for value in part:
+                yield from titles(value)
+
+    for name, (_, _, draw) in charts.STANDARD.items():
+        if name != "cap-radar":
+            found = set(titles(charts.spec(draw(table, "demo-bf16"))))
+            assert len(found) >= 2, name
+            assert all(found), name
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_self_contained(tmp_path, table):
+    left_out = charts.write_all(table, tmp_path, "demo-bf16", {"demo-bf16": synthetic.routing()}, ["html"])
+    assert left_out == {}
+    names = {p.stem for p in tmp_path.glob("*.html")}
+    assert names == {*charts.STANDARD, "experts-demo-bf16", "unique-experts-demo-bf16"}
+    html = (tmp_path / "cap-radar.html").read_text()
+    assert "default-src 'none'" in html
+    assert "<script src" not in html
+    assert "<link" not in html
+
+
+def test_png_and_svg(tmp_path, table):
+    chart = charts.spec(charts.radar(table, "demo-bf16"))
+    charts.save(chart, tmp_path / "a.svg")
+    svg = (tmp_path / "a.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "demo-int4" in svg
+    charts.save(chart, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_unknown_format_is_refused(tmp_path, table):
+    with pytest.raises(MoecapError, match=r"\.pgn.*Did you mean '\.png'"):
+        charts.save(charts.radar(table, "demo-bf16"), tmp_path / "a.pgn")
+
+
+def test_same_table_same_bytes(table):
+    first, second = (charts.to_html(charts.tradeoff(table), "x") for _ in range(2))
+    assert first == second
