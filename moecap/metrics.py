@@ -202,6 +202,35 @@ def peaks_of(
     return Peaks(devices * float(bandwidth), peak, compute_dtype, source, tiers or {})
 
 
+def replication_of(anatomy: Anatomy, tensor_parallel: int = 1) -> dict[str, float]:
+    """How many copies of each component the ranks of a tensor-parallel group read together in a step.
+
+    What is split over ranks is read once; KV of fewer heads than ranks, a compressed KV, routers and norms are kept,
+    and read, more than once. (Pipeline stages hold different layers; expert parallelism places whole experts: once.)
+    """
+    from moecap.parallel import per_device
+
+    if tensor_parallel == 1:
+        return {}
+    ranks = per_device(anatomy, tp=tensor_parallel).kinds
+    names = {
+        "attention": "attention_bytes",
+        "shared_experts": "shared_bytes",
+        "dense_mlp": "dense_mlp_bytes",
+        "router": "router_bytes",
+        "norms": "norm_bytes",
+        "kv": "kv_bytes_per_token",
+        "state": "state_bytes",
+    }
+    copies = {}
+    for component, name in names.items():
+        once = sum(kind.count * getattr(kind, name) for kind in anatomy.kinds)
+        together = tensor_parallel * sum(kind.count * getattr(kind, name) for kind in ranks)
+        if once:
+            copies[component] = together / once
+    return copies
+
+
 # ---------------------------------------------------------------- from steps to amounts
 
 

@@ -1,17 +1,16 @@
 """The step table, the metrics and the routing analysis of a deployment.
 
 input: points, requests, schedule, routing, anatomy, machine; output: steps, metrics, routing_analysis;
-params.metrics: deployment (its id), compute_dtype, and optionally devices, tensor_parallel, expert_parallel,
-pipeline_parallel, data_parallel, peaks ({"bytes_per_s", "flops": {dtype: dense FLOP/s}} of one device, from the
-catalogue; absent: the calibrated machine's), tiers ({memory tier: bytes/s}), placement ({component: {memory tier:
-share}}), seed.
+params.metrics: deployment (its id), compute_dtype, and optionally devices, tensor_parallel, peaks ({"bytes_per_s",
+"flops": {dtype: dense FLOP/s}} of one device, from the catalogue; absent: the calibrated machine's), tiers ({memory
+tier: bytes/s}), placement ({component: {memory tier: share}}), seed.
 """
 
 import logging
 
 from moecap import routing, steps
 from moecap.io import read_json, read_parquet, write_parquet
-from moecap.metrics import metrics_table, peaks_of
+from moecap.metrics import metrics_table, peaks_of, replication_of
 from moecap.routing_analysis import analysis_table
 from moecap.structure import Anatomy
 from moecap.workflow import script
@@ -43,6 +42,7 @@ with script(snakemake) as job:  # noqa: F821
         anatomy,
         peaks,
         deployment=deployment,
+        replication=replication_of(anatomy, params.get("tensor_parallel", 1)),
         placement=params.get("placement"),
         seed=params.get("seed", 0),
     )

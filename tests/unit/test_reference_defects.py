@@ -13,7 +13,7 @@ import pytest
 
 from moecap import s_mbu, s_mfu
 from moecap import utilization as u
-from moecap.metrics import AMOUNTS, Peaks, metrics_table, peaks_of, step_amounts
+from moecap.metrics import AMOUNTS, Peaks, metrics_table, peaks_of, replication_of, step_amounts
 from moecap.steps import attention_pairs, step_table
 
 from .systems import FakeRouting, anatomy_of, deepseek_v3, make_run, qwen3_30b, requests_of, schedule_of, small
@@ -271,3 +271,13 @@ def test_d30_replicated_kv_is_counted_once_per_copy():
     assert kv > 0 and twice.components["decode"]["kv"] == 2 * kv
     index = AMOUNTS.index("s_mbu_complete")
     assert (twice.phases["decode"] - once.phases["decode"])[:, index].sum() == pytest.approx(kv)
+
+
+def test_d30_copies_follow_from_the_heads():
+    anatomy = qwen3_30b()  # 4 KV heads
+    assert replication_of(anatomy, 4)["kv"] == 1
+    copies = replication_of(anatomy, 8)
+    assert copies["kv"] == 2 and copies["router"] == 8 and copies["attention"] < 8
+    assert "routed_experts" not in copies
+    assert replication_of(deepseek_v3(), 8)["kv"] == 8  # a compressed KV lies on every rank
+    assert replication_of(anatomy) == {}
