@@ -51,6 +51,10 @@ TOP_K_WORDS = (
     "top_k_experts",
     "num_selected_experts",
 )
+#: Config switches that turn a family's experts off.
+MOE_FLAGS = ("is_moe", "enable_moe_block")
+#: More than this share of a model in leftovers is refused, not counted as ``other``.
+OTHER_LIMIT = 0.05
 #: Projections whose output the KV cache keeps: keys and values apart, both in one, or a compressed latent (MLA).
 KEY_WORDS = ("k_proj", "k", "key")
 VALUE_WORDS = ("v_proj", "v", "value")
@@ -59,6 +63,8 @@ FUSED_KV_WORDS = ("kv_proj",)
 LATENT_WORDS = ("kv_a_proj_with_mqa",)
 #: Keys of a sparse-attention indexer, cached beside the KV.
 INDEXER_KEY = ("indexer", "wk")
+#: Projections into a latent that all heads share: tensor parallelism keeps them whole on every rank.
+SHARED_LATENT_WORDS = {"q_a_proj", "kv_a_proj_with_mqa", "indexer"}
 OUTPUT_WORDS = ("o_proj", "out_proj", "o", "dense")
 HEAD_DIM_WORDS = ("head_dim", "attention_head_size", "key_value_proj_dim", "d_kv")
 CROSS_WORDS = ("cross", "encdec", "encoder_attn")
@@ -93,6 +99,8 @@ class Part:
     layer: int | None
     matrices: tuple[Matrix, ...] = ()
     embedding: bool = False
+    kv_params: int = 0
+    replicated_params: int = 0
 
     @property
     def numel(self) -> int:
@@ -188,9 +196,9 @@ def load_config(source: str | Path | Mapping[str, Any]) -> PretrainedConfig:
         by_architecture = _model_type_of(data.get("architectures") or ())
         if by_architecture is None:
             raise MoecapError(
-                f"{where}: model_type {model_type!r} (architectures {data.get('architectures')}) is not a model that the "
-                f"installed transformers ships. {nearest(model_type, CONFIG_MAPPING.keys())} State the model's shapes as "
-                "data in config/catalogue/models.yaml, or install a transformers that has it."
+                f"{where}: model_type {model_type!r} (architectures {data.get('architectures')}) is not a model "
+                f"that the installed transformers ships. {nearest(model_type, CONFIG_MAPPING.keys())} State its "
+                "shapes as data in config/catalogue/models.yaml, or install a transformers that has it."
             )
         model_type = by_architecture
     try:
@@ -335,7 +343,10 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> Skeleton:
     if outside:
         notes = (*notes, f"{outside} parameters outside the text model (vision, audio) are not counted.")
     if left_over:
+        other, total = (sum(p.numel for p in parts if p.component in c) for c in ({"other"}, COMPONENTS))
         kinds = sorted({re.sub(r"\.\d+(?=\.)", ".*", name) for name in left_over})
+        if other > OTHER_LIMIT * total:
+            raise Refused(f"{other} of {total} parameters belong to no component that is known: {', '.join(kinds)}.")
         notes = (*notes, f"Counted as 'other': {', '.join(kinds)}.")
     _check_experts(text, layers)
     return Skeleton(
@@ -362,6 +373,7 @@ class _LayerReader:
         self.experts = self._count_experts() if self.expert_root is not None else 0
         self.attention = self._find_attention()
         self.mlp = self._find_mlp()
+        self.direct_mlp = () if self.mlp or self.expert_root is not None else self._find_direct_mlp()
         self.top_k = 0
         if self.expert_root is not None:
             self._check_router()
@@ -392,10 +404,32 @@ class _LayerReader:
             return "dense_mlp"
         if len(shape) == 1 and any("norm" in word for word in path):
             return "norms"
+        if self.direct_mlp and path[0] in self.direct_mlp:
+            return "dense_mlp"
         block = self.expert_root.rpartition(".")[0] if self.expert_root else ""
         if block and inside.startswith(f"{block}.") and len(shape) > 1:
             raise self.refuse(f"{inside} {shape} lies beside the experts and is neither router nor shared expert.")
         return "other"
+
+    def attention_split(self, parameter: _Parameter) -> tuple[int, int]:
+        """Of an attention parameter: how much makes keys and values, and how much every rank keeps whole."""
+        words = set(parameter.path)
+        if words & SHARED_LATENT_WORDS:
+            return 0, prod(parameter.shape)
+        if words & {*KEY_WORDS, *VALUE_WORDS, *FUSED_KV_WORDS}:
+            return prod(parameter.shape), 0
+        if words & set(FUSED_QKV_WORDS):
+            heads = _attribute(
+                (parameter.owner, *self._owners(parameter), self.config), ("num_heads", "num_attention_heads")
+            )
+            kv_heads = _attribute((*self._owners(parameter), self.config), ("num_key_value_heads", "kv_n_heads"))
+            if heads and kv_heads:
+                return prod(parameter.shape) * 2 * kv_heads // (heads + 2 * kv_heads), 0
+        return 0, 0
+
+    def _owners(self, parameter: _Parameter) -> tuple[Any, ...]:
+        names = (".".join(parameter.path[:depth]) for depth in range(len(parameter.path) - 1, 0, -1))
+        return tuple(self.modules[name] for name in names if name in self.modules)
 
     def matrices(self, parameter: _Parameter, component: str) -> tuple[Matrix, ...]:
         """The matrices of a parameter as products use them: (out, in) each, an expert's apart."""
@@ -420,7 +454,7 @@ class _LayerReader:
     def _find_experts(self) -> str | None:
         roots: list[str] = []
         for name, module in self.modules.items():
-            own = [p for p in module.parameters(recurse=False)]
+            own = list(module.parameters(recurse=False))
             by_word = name.rpartition(".")[2] in EXPERT_WORDS and any(True for _ in module.parameters())
             by_shape = any(p.ndim == 3 for p in own) and not _is_convolution(module)
             if by_word or (by_shape and not any(name == r or name.startswith(f"{r}.") for r in roots)):
@@ -435,7 +469,7 @@ class _LayerReader:
 
         root = self.modules[self.expert_root]
         if isinstance(root, (torch.nn.ModuleList, torch.nn.ModuleDict)):
-            children = list(root.children())
+            children = [child for child in root.children() if any(True for _ in child.parameters())]
             shapes = {tuple((n, tuple(p.shape)) for n, p in child.named_parameters()) for child in children}
             if len(shapes) != 1:
                 raise self.refuse(f"{self.expert_root} holds experts of {len(shapes)} different shapes.")
@@ -486,8 +520,8 @@ class _LayerReader:
         top_k = int(found)
         if not 1 <= top_k <= self.experts:
             raise MoecapError(
-                f"{self.prefix}: a token is to use {top_k} of {self.experts} experts; experts per token must lie between "
-                "1 and the number of experts. Correct the config."
+                f"{self.prefix}: a token is to use {top_k} of {self.experts} experts; experts per token must lie "
+                "between 1 and the number of experts. Correct the config."
             )
         return top_k
 
@@ -525,6 +559,15 @@ class _LayerReader:
             ):
                 found.append(name)
         return tuple(found)
+
+    def _find_direct_mlp(self) -> tuple[str, ...]:
+        """Linear layers that lie in the layer itself, to another width and back, where it has no block of its own."""
+        import torch
+
+        linear = {n: m for n, m in self.layer.named_children() if isinstance(m, torch.nn.Linear)}
+        up = [n for n, m in linear.items() if m.in_features == self.hidden]
+        down = [n for n, m in linear.items() if m.out_features == self.hidden and n not in up]
+        return (*up, *down) if up and down else ()
 
     # what the layer remembers
 
@@ -661,7 +704,11 @@ def assemble(
     """Put a structure and the bytes per (layer, component) together; a layer of None is outside the layers."""
     params: dict[tuple[int | None, str], int] = defaultdict(int)
     flops: dict[tuple[int | None, str], int] = defaultdict(int)
+    keys: dict[int | None, int] = defaultdict(int)
+    replicated: dict[int | None, int] = defaultdict(int)
     for part in structure.parts:
+        keys[part.layer] += part.kv_params
+        replicated[part.layer] += part.replicated_params
         params[part.layer, part.component] += part.numel
         flops[part.layer, part.component] += part.flops
     described = []
@@ -691,6 +738,8 @@ def assemble(
                 qk_head_dim=memory.qk_head_dim,
                 v_head_dim=memory.v_head_dim,
                 kv_heads=memory.kv_heads,
+                attention_kv_params=keys[index],
+                attention_replicated_params=replicated[index],
                 cross_kv_elements_per_token=memory.cross_kv_elements_per_token,
                 **values,
             )
@@ -819,8 +868,8 @@ def _cached(config: str) -> Skeleton:
 def from_shapes(shapes: Mapping[str, Any]) -> Skeleton:
     """A structure from the shapes that a catalogue entry states.
 
-    ``{hidden_size, vocab_size, tied_embeddings, norm, layers: [{count, stack, experts, top_k, attention, router, expert,
-    shared, dense_mlp, norms, kv_elements_per_token, …}]}``; every component is a list of matrices ``[out, in]`` or
+    ``{hidden_size, vocab_size, tied_embeddings, norms, layers: [{count, stack, experts, top_k, attention, router,
+    expert, shared, dense_mlp, norms, memory}]}``; every component is a list of matrices ``[out, in]`` or
     vectors ``[n]``, ``expert`` is one routed expert.
 
     Raises:
@@ -833,17 +882,17 @@ def from_shapes(shapes: Mapping[str, Any]) -> Skeleton:
             parts.append(Part("lm_head", (vocab, hidden), "lm_head", None, (Matrix(vocab, hidden, "lm_head"),)))
         parts += [Part(f"norm.{i}", tuple(s), "norms", None) for i, s in enumerate(shapes.get("norms", ()))]
         layers: list[Layer] = []
-        names = {"expert": "routed_experts", "shared": "shared_experts"}
+        names = {"expert": "routed_experts", "shared": "shared_experts", "attention_kv": "attention"}
         for group in shapes["layers"]:
             experts, top_k = int(group.get("experts", 0)), int(group.get("top_k", 0))
             if top_k > experts or (experts and not top_k):
                 raise MoecapError(f"A layer with {experts} experts cannot use {top_k} of them per token.")
-            memory = Memory(**{k: v for k, v in group.get("memory", {}).items()})
+            memory = Memory(**group.get("memory", {}))
             for _ in range(int(group["count"])):
                 number = len(layers)
                 stack = group.get("stack", "decoder")
                 layers.append(Layer(f"layers.{number}", stack, experts, top_k, memory))
-                for key in ("attention", "router", "expert", "shared", "dense_mlp", "norms", "other"):
+                for key in ("attention", "attention_kv", "router", "expert", "shared", "dense_mlp", "norms", "other"):
                     for i, shape in enumerate(group.get(key, ())):
                         component = names.get(key, key)
                         copies = experts if key == "expert" else 1
@@ -853,7 +902,8 @@ def from_shapes(shapes: Mapping[str, Any]) -> Skeleton:
                             plain = component not in {"router", "norms"}
                             matrix = (Matrix(shape[0], shape[1], name, copies, plain),)
                         full = (copies, *shape) if key == "expert" else tuple(shape)
-                        parts.append(Part(name, full, component, number, matrix))
+                        kv = prod(full) if key == "attention_kv" else 0
+                        parts.append(Part(name, full, component, number, matrix, kv_params=kv))
     except KeyError as error:
         raise MoecapError(f"Shapes given as data need the key {error}.") from error
     return Skeleton(tuple(parts), tuple(layers), bool(shapes["tied_embeddings"]), hidden, vocab)
@@ -973,6 +1023,8 @@ def _cache_types(config: PretrainedConfig) -> tuple[list[str], list[int | None]]
 
 def _check_experts(config: PretrainedConfig, layers: list[Layer]) -> None:
     """A config that speaks of routed experts must have given some layer experts."""
+    if any(getattr(config, flag, None) is False for flag in MOE_FLAGS):
+        return
     told = [w for w in TOP_K_WORDS if isinstance(getattr(config, w, None), int) and getattr(config, w) > 1]
     wanted = _attribute((config,), EXPERTS_WORDS)
     if wanted and wanted > 1 and told and not any(layer.experts for layer in layers):

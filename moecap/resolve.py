@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,14 +49,14 @@ def resolve(model: str | Path | Mapping[str, Any], catalogue: str | Path | None 
         has_weights = any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists()
         return Found(path.resolve().name, _json(path / "config.json"), checkpoint=path if has_weights else None)
     if path.is_file() or text.endswith(".json"):
-        return Found(path.parent.resolve().name if path.name == "config.json" else path.stem, _json(path))
+        return _of_json(path.parent.resolve().name if path.name == "config.json" else path.stem, _json(path))
     folder = catalogue_folder(catalogue)
     entries = _entries(folder)
     found = next(
         (
             (name, entry)
             for name, entry in entries.items()
-            if text.lower() in {name.lower(), str((entry.get("source") or {}).get("hub") or "").lower()}
+            if text.lower() in {x.lower() for x in (name, *_hub_ids(entry))}
         ),
         None,
     )
@@ -64,8 +65,8 @@ def resolve(model: str | Path | Mapping[str, Any], catalogue: str | Path | None 
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
         return _from_hub(text, entries)
     raise MoecapError(
-        f"There is no model {text!r}: it is neither a folder, a config.json, an entry of {folder / 'models.yaml'} nor a "
-        f"hub id (owner/name). {nearest(text, entries)}"
+        f"There is no model {text!r}: it is neither a folder, a config.json, an entry of {folder / 'models.yaml'} nor "
+        f"a hub id (owner/name). {nearest(text, entries)}"
     )
 
 
@@ -75,12 +76,12 @@ def _from_entry(name: str, entry: Mapping[str, Any], folder: Path) -> Found:
     if source.get("hub") and not source.get("revision"):
         notes.append(f"{source['hub']} is not pinned to a revision.")
     facts = entry.get("facts") or {}
-    if facts.get("note"):
-        notes.append(str(facts["note"]))
-    if entry.get("shapes"):
-        return Found(name, shapes=entry["shapes"], notes=tuple(notes))
+    if facts and not str(facts.get("status")).startswith("verified"):
+        notes.append(f"Shapes: {facts['status']} ({facts['source']}).")
+    if entry.get("note"):
+        notes.append(str(entry["note"]))
     if entry.get("config"):
-        return Found(name, _json(folder / entry["config"]), notes=tuple(notes))
+        return _of_json(name, _json(folder / entry["config"]), tuple(notes))
     if source.get("train"):
         raise MoecapError(
             f"{name} is trained by the workflow (`make demo`) and has no config before that; give its folder, "
@@ -89,17 +90,29 @@ def _from_entry(name: str, entry: Mapping[str, Any], folder: Path) -> Found:
     return _from_hub(source["hub"], {})
 
 
+def _of_json(name: str, data: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Found:
+    if "shapes" in data:
+        return Found(name, shapes=data["shapes"], notes=notes)
+    return Found(name, data, notes=notes)
+
+
+def _hub_ids(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    own = (entry.get("source") or {}).get("hub")
+    return (*([own] if own else []), *(entry.get("also") or ()))
+
+
 def _from_hub(hub_id: str, entries: Mapping[str, Any]) -> Found:
     known = {str((e.get("source") or {}).get("hub")) for e in entries.values()} - {"None"}
     try:
         from huggingface_hub import hf_hub_download
 
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our own message says it once
         path = hf_hub_download(hub_id, "config.json", token=os.environ.get("HF_TOKEN"))
     except Exception as error:
         raise MoecapError(
             f"The config of {hub_id!r} could not be fetched from the hub ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}). Check the name and the "
-            f"connection, accept the model's licence there, or give a config.json. {nearest(hub_id, known)}"
+            f"{str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}). Check the name and "
+            f"the connection, accept the model's licence there, or give a config.json. {nearest(hub_id, known)}"
         ) from error
     return Found(hub_id, _json(Path(path)), notes=(f"{hub_id} is not pinned to a revision.",))
 

@@ -44,8 +44,8 @@ DTYPE_PRECISION = {
 COMPANIONS = (
     "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx", "weight_shape", "weight_global_scale",
     "input_scale", "input_global_scale", "input_zero_point", "activation_scale", "output_scale", "k_scale", "v_scale",
-    "q_scale", "scales", "qzeros", "g_idx", "scale", "scale_inv", "zero_point", "zeros", "shape", "global_scale", "absmax",
-    "quant_map", "nested_absmax", "nested_quant_map", "quant_state", "bitsandbytes__nf4", "bitsandbytes__fp4",
+    "q_scale", "scales", "qzeros", "g_idx", "scale", "scale_inv", "zero_point", "zeros", "shape", "global_scale",
+    "absmax", "quant_map", "nested_absmax", "nested_quant_map", "quant_state", "bitsandbytes__nf4", "bitsandbytes__fp4",
 )  # fmt: skip
 
 #: Tensors of a checkpoint that decoding text does not read, by a word in their name.
@@ -253,8 +253,8 @@ def recipe_from_quantization_config(config: Mapping[str, Any]) -> Recipe:
         bits, kind = weights.get("num_bits"), weights.get("type", "int")
         if len(groups) != 1 or not bits:
             raise MoecapError(
-                f"quantization_config: compressed-tensors with {len(groups)} groups has no single way to store weights; "
-                "give the checkpoint itself, its safetensors headers say what it weighs."
+                f"quantization_config: compressed-tensors with {len(groups)} groups has no one way to store weights. "
+                "Give the checkpoint itself, its safetensors headers say what it weighs."
             )
         strategy = weights.get("strategy")
         group = {"channel": None, "tensor": 0}.get(strategy, weights.get("group_size"))
@@ -291,8 +291,8 @@ def recipe_from_quantization_config(config: Mapping[str, Any]) -> Recipe:
             ignore=(*ignore, "re:.*gate$", "lm_head"),
         )
     raise MoecapError(
-        f"quantization_config: how {method or 'this method'!r} stores weights is not known. Give the checkpoint itself (its "
-        "headers say what it weighs) or a precision. Known: awq, compressed-tensors, fp8, gptq, mxfp4."
+        f"quantization_config: how {method or 'this method'!r} stores weights is not known. Give the checkpoint itself "
+        "(its headers say what it weighs) or a precision. Known: awq, compressed-tensors, fp8, gptq, mxfp4."
     )
 
 
@@ -448,8 +448,8 @@ def stored_sizes(folder: str | Path, structure: Skeleton) -> StoredSizes:
             continue
         where = f"layer {place[0]}" if place[0] is not None else "outside the layers"
         raise MoecapError(
-            f"{folder}: the checkpoint holds {have} weights of {place[1]} ({where}), its config describes {want}. It is "
-            "incomplete, or the config.json is not its own."
+            f"{folder}: the checkpoint holds {have} weights of {place[1]} ({where}), its config describes {want}. It "
+            "is incomplete, or the config.json is not its own."
         )
     precision = recipe_name(quantization) if quantization else _main_dtype(tensors)
     notes = tuple(f"{size} bytes of {name} are stored but not read when decoding." for name, size in unread.items())

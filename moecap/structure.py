@@ -69,7 +69,9 @@ class LayerKind:
         kv_window: tokens after which the KV stops growing; None: never.
         cross_kv_elements_per_token: KV per token of the encoder that the layer's cross-attention reads.
         state_bytes: constant state per sequence of a linear-attention layer.
-        query_heads, qk_head_dim, v_head_dim: score FLOPs per query-key pair are 2·query_heads·(qk_head_dim+v_head_dim).
+        query_heads, qk_head_dim, v_head_dim: score FLOPs per query-key pair: 2·query_heads·(qk_head_dim+v_head_dim).
+        attention_kv_params: the part of ``attention_params`` that makes keys and values: tensor parallelism splits it
+            by KV heads. ``attention_replicated_params``: down-projections (MLA), indexers: whole on every rank.
         *_flops: of the matrix products per token (2 per weight), context-dependent attention scores not included.
     """
 
@@ -98,6 +100,8 @@ class LayerKind:
     qk_head_dim: int = 0
     v_head_dim: int = 0
     kv_heads: int = 0
+    attention_kv_params: int = 0
+    attention_replicated_params: int = 0
     cross_kv_elements_per_token: int = 0
     attention: str = "full"
     stack: str = "decoder"
