@@ -184,7 +184,7 @@ def rule(settings: Mapping[str, Any]) -> str:
         [*([str(settings["reference"])] if settings.get("reference") else []), *map(str, by_model.values())]
     )
     return (
-        f"Against {against or 'no reference'}: a deployment holds A with at least {ratios['accuracy_ratio']:.0%} of the "
-        f"reference's accuracy, P with at least {ratios['performance_ratio']:.0%} of its generated tokens per second, "
-        f"C with at most {ratios['cost_ratio']:.0%} of its cost, per token and by purchase apart."
+        f"Against {against or 'no reference'}: a deployment holds A with at least {ratios['accuracy_ratio']:.0%} of "
+        f"the reference's accuracy, P with at least {ratios['performance_ratio']:.0%} of its generated tokens per "
+        f"second, C with at most {ratios['cost_ratio']:.0%} of its cost, per token and by purchase apart."
     )

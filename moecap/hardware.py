@@ -595,7 +595,7 @@ class System:
                 notes.append(f"the host is a share of {self.gpu.host}, {devices} of {self.server.slots} slots")  # type: ignore[union-attr]
             if self.bare and self.server is None and not self.gpu.whole_system:  # type: ignore[union-attr]
                 unpriced.append("host")
-        if not prices:
+        if not prices or self.gpu_name in unpriced:  # the rest alone would pass for a bargain
             raise MoecapError(
                 f"{self.name}: no price is known for {', '.join(unpriced) or 'it'}. Add `price` with its date, source "
                 "and status to its entry in config/catalogue/hardware.yaml; a price is never guessed."
