@@ -29,8 +29,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from moecap.dequantize import load_causal_lm
 from moecap.errors import MoecapError, nearest
-from moecap.routing import RoutingStore, RoutingWriter, id_dtype, sequence_hash
+from moecap.io import read_parquet
+from moecap.routing import RoutingStore, RoutingWriter, anatomy_shape, id_dtype, sequence_hash
 
 log = logging.getLogger(__name__)
 
@@ -497,15 +499,7 @@ class TransformersBackend:
         self._batch_tokens, self._padding = max(batch_tokens, max_tokens), padding
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         placement = {"device_map": "auto"} if device == "cuda" else {}
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(checkpoint), **{"dtype": "auto", **placement, **options}
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise MoecapError(
-                f"Transformers cannot load {checkpoint} for the replay: {' '.join(str(error).split())[:400]}"
-            ) from error
-        self._attach(model.eval(), str(checkpoint))
+        self._attach(load_causal_lm(checkpoint, **{**placement, **options}), str(checkpoint))
 
     @classmethod
     def of(cls, model: Any, checkpoint: str = "the model", **options: Any) -> TransformersBackend:
@@ -727,6 +721,109 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
 }
 
 
+# --- what the workflow asks for --------------------------------------------------------------------------------------
+
+# Of a timed engine's arguments, those that a replay sets by itself.
+OWN_ARGUMENTS = {
+    "enforce_eager",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "max_model_len",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "seed",
+}
+
+
+def backend_of(kind: str, device: str) -> str:
+    """The backend that replays what an engine of this kind served; what is no vLLM is replayed with Transformers."""
+    if kind == "vllm":
+        return "vllm" if device == "cpu" else "vllm-routed-experts"
+    return "transformers"
+
+
+def run_job(
+    replay_params: Mapping[str, Any],
+    *,
+    checkpoint: str | os.PathLike[str],
+    requests: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    threads: int | None = None,
+    anatomy: Any = None,
+) -> ReplayReport:
+    """Replay all sequences of some timed runs, keep what was replayed in ``cache``, and write those asked for.
+
+    Args:
+        replay_params: ``engine`` (catalogue entry: ``kind``, ``device``, ``options``), ``engine_version``, and
+            optionally ``backend``, ``tensor_parallel``, ``trust_remote_code``.
+        checkpoint: the folder.
+        requests: ``requests.parquet`` of every deployment with this model and precision.
+        output: the routing file.
+        cache: folder that outlives the job; its parts hold what earlier replays of this very checkpoint found.
+        anatomy: if given, what the routing must fit; without an MoE layer nothing is replayed.
+    """
+    engine = replay_params["engine"]
+    options = dict(engine.get("options") or {})
+    os.environ.update({key: str(value) for key, value in (options.get("env") or {}).items()})
+    if threads and engine.get("device") == "cpu":
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    backend = replay_params.get("backend") or backend_of(engine["kind"], engine.get("device", "cpu"))
+    sequences = read_sequences(requests)
+    if anatomy is not None and not anatomy.moe_layers:
+        with RoutingWriter(output, layers=[0], top_k=1, n_experts=1, metadata={"replay": None, "dense": True}):
+            return ReplayReport(len(sequences), 0, 0)
+    arguments: dict[str, Any] = {"trust_remote_code": bool(replay_params.get("trust_remote_code", False))}
+    if backend == "transformers":
+        arguments |= {k: v for k, v in options.items() if k not in ("env", "engine_args") and v is not None}
+    else:
+        arguments |= {k: v for k, v in (options.get("engine_args") or {}).items() if k not in OWN_ARGUMENTS}
+        arguments["tensor_parallel_size"] = int(replay_params.get("tensor_parallel", 1))
+    folder = Path(cache) / checkpoint_key(checkpoint, backend, replay_params.get("engine_version"))
+    metadata = {"backend": backend, "engine_version": replay_params.get("engine_version")}
+
+    def part(**shape: Any) -> RoutingWriter:
+        return RoutingWriter(next_part(folder), metadata=metadata, **shape)
+
+    report = replay(checkpoint, sequences.values(), backend, part, cached(folder), **arguments)
+    store = cached(folder)
+    if store is None:
+        raise MoecapError(f"{', '.join(map(str, requests))}: no sequence to replay.")
+    if anatomy is not None:
+        store.check(*anatomy_shape(anatomy))
+    gather(store, sequences, output, {**metadata, "replay": report.to_dict()})
+    return report
+
+
+def read_sequences(requests: Sequence[str | os.PathLike[str]]) -> dict[str, np.ndarray]:
+    """The distinct sequences (hash → token ids, prompt and output) of some ``requests.parquet``.
+
+    Raises:
+        MoecapError: a file is broken, or a sequence is not the one that its hash names.
+    """
+    found: dict[str, np.ndarray] = {}
+    for path in requests:
+        table = read_parquet(path, ["sequence_sha256", "prompt_token_ids", "output_token_ids"])
+        for batch in table.to_batches(max_chunksize=1024):
+            names, prompts, outputs = (batch.column(i) for i in range(3))
+            for row, name in enumerate(names.to_pylist()):
+                if name in found:
+                    continue
+                tokens = np.concatenate([_row(prompts, row), _row(outputs, row)]).astype(np.int32)
+                if sequence_hash(tokens) != name:
+                    raise MoecapError(
+                        f"{path}, row {row}: sequence_sha256 is {name}, but its token ids hash to "
+                        f"{sequence_hash(tokens)}. The file was changed after the run; delete it to have the run "
+                        "assembled again."
+                    )
+                found[name] = tokens
+    return found
+
+
+def _row(lists: Any, row: int) -> np.ndarray:
+    return lists[row].values.to_numpy(zero_copy_only=False)
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
@@ -757,7 +854,8 @@ def cached(folder: str | os.PathLike[str]) -> RoutingStore | None:
     parts = []
     for path in sorted(Path(folder).glob("part-*.parquet")):
         try:
-            RoutingStore([path])
+            for _ in RoutingStore([path]).items():  # reads every row group: damage shows now, not when it is too late
+                pass
             parts.append(path)
         except MoecapError as error:
             log.warning("%s Its sequences are replayed again.", error)
@@ -770,17 +868,10 @@ def next_part(folder: str | os.PathLike[str]) -> Path:
     return Path(folder) / f"part-{max(numbers, default=-1) + 1:05d}.parquet"
 
 
-def gather(stores: Sequence[RoutingStore], names: Iterable[str], path: str | os.PathLike[str], metadata: Any) -> None:
-    """Write the routing of ``names`` from ``stores`` into one file, in a stream, in the order of their storage."""
-    wanted = set(names)
-    shape = next(store for store in stores if not store.empty)
+def gather(store: RoutingStore, names: Iterable[str], path: str | os.PathLike[str], metadata: Any) -> None:
+    """Write the routing of ``names`` from ``store`` into one file, in a stream, in the order of their storage."""
     with RoutingWriter(
-        path, layers=shape.layers, top_k=shape.top_k, n_experts=shape.n_experts, metadata=metadata
+        path, layers=store.layers, top_k=store.top_k, n_experts=store.n_experts, metadata=metadata
     ) as out:
-        for store in stores:
-            here = [name for name in wanted if name in store and name not in out]
-            for name, ids in store.items(here):
-                out.add(name, ids)
-    missing = wanted - set(out._seen)
-    if missing:
-        raise MoecapError(f"{path}: {len(missing)} sequences were never replayed, such as {min(missing)}.")
+        for name, ids in store.items(names):
+            out.add(name, ids)
