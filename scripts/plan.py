@@ -4,7 +4,8 @@ input: anatomy (JSON files), cap (accuracy of models and precisions); optionally
 (JSON files): then hardware that was measured is calibrated, and the error of one deployment's calibration on the others
 goes into the metadata (`cross_check`), as do the `answers`.
 params.plan: deployments (rows); hardware (slice of the catalogue), and optionally systems, devices, batch_sizes,
-workload {prompt_tokens, output_tokens}, settings (the `cost` part of the config), limits {tpot_s, ttft_s, accuracy}, reference.
+workload {prompt_tokens, output_tokens}, settings (the `cost` part of the config), limits {tpot_s, ttft_s, accuracy},
+reference.
 """
 
 from pathlib import Path
