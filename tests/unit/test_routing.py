@@ -160,12 +160,12 @@ def _rewrite(path, **columns):
 def test_ids_out_of_range_and_wrong_counts_are_errors(tmp_path):
     ids = random_ids(np.random.default_rng(0), 2)
     path = write(tmp_path / "r.parquet", {"a": ids})
-    _rewrite(path, expert_ids=[[8] * ids.size])
+    _rewrite(path, expert_ids=[bytes([8] * ids.size)])
     before = path.read_bytes()
     with pytest.raises(MoecapError, match="expert id 8; a model of 8 experts"):
         routing.read(path).experts("a")
     assert path.read_bytes() == before
-    _rewrite(path, expert_ids=[[0] * (ids.size - 1)])
+    _rewrite(path, expert_ids=[bytes(ids.size - 1)])
     with pytest.raises(MoecapError, match="has 7 expert ids; 2 tokens × 2 MoE layers × top-2 make 8"):
         routing.read(path).experts("a")
 
