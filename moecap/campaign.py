@@ -7,8 +7,10 @@ else. The change -> jobs table in ``docs/reruns.md`` is tested row by row.
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from moecap import paper
 from moecap.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, PrecisionEntry
 from moecap.config import Config, Deployment, load_config, read_deployments, row_location
 from moecap.engines.base import Machine, catalogue_machine, check_can_serve, this_machine
@@ -43,7 +45,8 @@ class Campaign:
         self.config: Config = load_config(config, source)
         self.catalogue = Catalogue(self.config.catalogue)
         self.paths = Paths(self.config.results)
-        self.deployments: dict[str, Deployment] = {d.deployment: d for d in read_deployments(self.config.deployments)}
+        table = self.config.deployments
+        self.deployments: dict[str, Deployment] = {d.deployment: d for d in read_deployments(table)} if table else {}
         self.warnings: list[str] = []
         self._check()
 
@@ -53,11 +56,15 @@ class Campaign:
         config = self.config
         for row in self.deployments.values():
             self._check_row(row)
-        if config.cap.reference is not None and config.cap.reference not in self.deployments:
-            raise MoecapError(
-                f"{self.source}: `cap.reference` is {config.cap.reference!r}, which is no deployment of "
-                f"{config.deployments}. {nearest(config.cap.reference, self.deployments)}"
-            )
+        if config.published is not None:
+            self.catalogue.hardware.find(config.published.hardware, f"{self.source}: `published.hardware`")
+        known_ids = [row["deployment"] for row in self._rows()]
+        for reference in filter(None, [config.cap.reference, *config.cap.references.values()]):
+            if reference not in known_ids:
+                raise MoecapError(
+                    f"{self.source}: `cap` names the reference {reference!r}, which is no deployment of "
+                    f"{config.deployments or config.published.tables}. {nearest(reference, known_ids)}"
+                )
         for name in [*config.trust_remote_code, *config.data_files]:
             known = self.catalogue.models if name in config.trust_remote_code else self.catalogue.datasets
             if name not in known:
@@ -289,8 +296,31 @@ class Campaign:
             "settings": self.config.cost.model_dump(mode="json"),
         }
 
+    @cached_property
+    def published_rows(self) -> list[dict[str, Any]]:
+        """Rows of the printed tables, as rows of a deployment table; engines that are not printed are null."""
+        published = self.config.published
+        return paper.deployments(paper.read_tables(published.tables), published.hardware) if published else []
+
+    @cached_property
+    def published_tables(self) -> list[str]:
+        return sorted(map(str, Path(self.config.published.tables).glob("table*.csv"))) if self.config.published else []
+
+    def published_files(self, stage: str) -> list[str]:
+        """The file of a stage (metrics, accuracy, cost) that the printed tables stand for; none without them."""
+        return [fill(self.paths.published, stage=stage)] if self.config.published else []
+
+    def published_cost_params(self) -> dict[str, Any]:
+        regions = [self.config.cost.region] if self.config.cost.region else []
+        hardware = [self.config.published.hardware] if self.config.published else []
+        return {
+            "deployments": self.published_rows,
+            "hardware": self.catalogue.hardware.slice(hardware, regions),
+            "settings": self.config.cost.model_dump(mode="json"),
+        }
+
     def _rows(self) -> list[dict[str, Any]]:
-        return [row.model_dump(mode="json") for row in self.deployments.values()]
+        return [*(row.model_dump(mode="json") for row in self.deployments.values()), *self.published_rows]
 
     def cap_params(self) -> dict[str, Any]:
         return {

@@ -95,15 +95,27 @@ class Cap(Strict):
     """The named reference that classes and axes are measured against, so that a new row moves no other row."""
 
     reference: Name | None = None
-    accuracy_ratio: float = Field(default=0.98, gt=0, description="holds accuracy: at least this share of the reference")
+    references: dict[Name, Name] = Field(default={}, description="a reference of its own for a model: model -> deployment")
+    reference_batch_size: int | None = Field(default=None, ge=1, description="one batch size of the reference for all")
+    accuracy_ratio: float = Field(
+        default=0.98, gt=0, description="holds accuracy: at least this share of the reference"
+    )
     performance_ratio: float = Field(default=1.0, gt=0, description="holds performance: at least this × the reference")
-    cost_ratio: float = Field(default=1.0, gt=0, description="holds cost: at most this × the reference")
+    cost_ratio: float = Field(default=0.9, gt=0, description="holds cost: at most this × the reference")
+
+
+class Published(Strict):
+    """Figures that somebody printed, entering where measured accuracy and throughput would."""
+
+    tables: str = Field(description="folder with table*.csv")
+    hardware: Name = Field(description="hardware entry that the figures were measured on")
 
 
 class Config(Strict):
     """``config/config.yaml``: what is measured, where results go, and the site's choices."""
 
-    deployments: str = Field(description="the deployment table (CSV)")
+    deployments: str | None = Field(default=None, description="the deployment table (CSV)")
+    published: Published | None = Field(default=None, description="printed tables instead of, or beside, measurements")
     catalogue: str = "config/catalogue"
     results: str = "results"
     seed: int = Field(default=1, ge=0)
@@ -119,6 +131,12 @@ class Config(Strict):
         default={}, description="local files for a dataset: split -> path, instead of a download"
     )
     quantize_python: str = Field(default=".venv-quantize/bin/python", description="interpreter that has llmcompressor")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Config:
+        if self.deployments is None and self.published is None:
+            raise ValueError("`deployments` is missing: it names the deployment table")
+        return self
 
     @field_validator("data_files")
     @classmethod
@@ -187,11 +205,15 @@ def read_deployments(path: str | Path) -> list[Deployment]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise MoecapError(f"{path}: the deployment table does not exist. `deployments` in the config names it.") from None
+        raise MoecapError(
+            f"{path}: the deployment table does not exist. `deployments` in the config names it."
+        ) from None
     rows = list(csv.reader(line for line in text.splitlines()))
     numbered = [(n, row) for n, row in enumerate(rows, 1) if row and not row[0].lstrip().startswith("#")]
     if not numbered:
-        raise MoecapError(f"{path}: the deployment table is empty. Its first line names the columns: {','.join(COLUMNS)}.")
+        raise MoecapError(
+            f"{path}: the deployment table is empty. Its first line names the columns: {','.join(COLUMNS)}."
+        )
     header = [cell.strip() for cell in numbered[0][1]]
     for column in header:
         if column not in COLUMNS:
@@ -214,7 +236,9 @@ def read_deployments(path: str | Path) -> list[Deployment]:
             raise explain(error, f"{where} ({given.get('deployment', '?')})", Deployment) from None
         if row.deployment in deployments:
             first = deployments[row.deployment][0]
-            raise MoecapError(f"{where}: deployment `{row.deployment}` is already defined in line {first}; ids are unique.")
+            raise MoecapError(
+                f"{where}: deployment `{row.deployment}` is already defined in line {first}; ids are unique."
+            )
         deployments[row.deployment] = (number, row)
     if not deployments:
         raise MoecapError(f"{path}: no deployment below the header.")

@@ -43,6 +43,7 @@ _PATTERNS = {
     "routing_analysis": "metrics/{deployment}/routing.parquet",
     "metrics": "metrics/{deployment}.parquet",
     "cost": "cost/{deployment}.parquet",
+    "published": "published/{stage}.parquet",
     "failures": "failures",
     "cap": "cap.parquet",
     "charts": "charts",

@@ -3,9 +3,11 @@
 
 rule cap:
     input:
-        metrics=expand(paths.metrics, deployment=campaign.deployments),
-        cost=expand(paths.cost, deployment=campaign.deployments),
-        accuracy=campaign.all_accuracy_files(),
+        metrics=expand(paths.metrics, deployment=campaign.deployments)
+        + campaign.published_files("metrics"),
+        cost=expand(paths.cost, deployment=campaign.deployments)
+        + campaign.published_files("cost"),
+        accuracy=campaign.all_accuracy_files() + campaign.published_files("accuracy"),
     output:
         cap=report(paths.cap, caption="../report/cap.rst", category="Tables"),
     log:

@@ -6,6 +6,7 @@ thresholds of the classes (as in the config's `cap`), provenance (more of it for
 """
 
 from moecap.cap import cap_table, read_failures
+from moecap.classify import classify_table
 from moecap.io import read_parquet, write_parquet
 from moecap.provenance import provenance
 from moecap.workflow import script
@@ -17,4 +18,5 @@ with script(snakemake) as job:  # noqa: F821
     )
     failures = read_failures(params["failures"]) if params.get("failures") else []
     made = provenance(**params.get("provenance", {}))
-    write_parquet(cap_table(params["deployments"], metrics, accuracy, cost, failures, made), job.output.cap)
+    table = cap_table(params["deployments"], metrics, accuracy, cost, failures, made)
+    write_parquet(classify_table(table, params), job.output.cap)

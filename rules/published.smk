@@ -1,0 +1,37 @@
+# Printed figures (the paper's tables), entering where measured accuracy and throughput would.
+
+
+rule published:
+    input:
+        tables=campaign.published_tables,
+    output:
+        metrics=fill(paths.published, stage="metrics"),
+        accuracy=fill(paths.published, stage="accuracy"),
+    log:
+        log_of("published"),
+    benchmark:
+        benchmark_of("published")
+    conda:
+        "../envs/core.yaml"
+    params:
+        code=code("paper.py"),
+    script:
+        "../scripts/paper.py"
+
+
+rule published_cost:
+    input:
+        metrics=fill(paths.published, stage="metrics"),
+    output:
+        cost=fill(paths.published, stage="cost"),
+    log:
+        log_of("published_cost"),
+    benchmark:
+        benchmark_of("published_cost")
+    conda:
+        "../envs/core.yaml"
+    params:
+        cost=campaign.published_cost_params(),
+        code=code("cost.py"),
+    script:
+        "../scripts/cost.py"
