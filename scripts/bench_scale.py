@@ -101,7 +101,7 @@ def write_run(folder: Path, n_steps: int, batch: int, anatomy: Anatomy) -> None:
     def lists(values: np.ndarray) -> pa.Array:
         return pa.ListArray.from_arrays(offsets, pa.array(values.ravel().astype(np.int32)))
 
-    wall = 0.02 + 0.005 * rng.random(n_steps)
+    wall = 0.12 + 0.03 * rng.random(n_steps)
     per_request = np.repeat
     table = pa.table(
         {
