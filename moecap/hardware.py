@@ -336,8 +336,8 @@ class Hardware(Strict):
 
     @property
     def names(self) -> list[str]:
-        """What a deployment's ``hardware`` may be."""
-        return [*self.servers, *self.gpus]
+        """What a deployment's ``hardware`` may be: a host alone computes nothing."""
+        return [*(n for n, s in self.servers.items() if s.gpu or s.detect or s.parts), *self.gpus]
 
     # -- looking up -----------------------------------------------------------------------------------------------
 
@@ -353,7 +353,9 @@ class Hardware(Strict):
         if name in self.gpus:
             gpu = self.gpus[name]
             return System(name, self, gpu, name, self.servers[gpu.host] if gpu.host else None)
-        raise MoecapError(f"{where}: hardware {name!r} is not in the catalogue. {nearest(name, self.names)} {REMEDY}")
+        part = [n for n in self.names if name and plain_name(name) in plain_name(n)]  # "H100": any H100
+        hint = f"Did you mean {' or '.join(map(repr, part))}? " if part else nearest(name, self.names) + " "
+        raise MoecapError(f"{where}: hardware {name!r} is not in the catalogue. {hint}{REMEDY}")
 
     def region(self, name: str, where: str = "cost.region") -> Region:
         """The electricity price of a region.
