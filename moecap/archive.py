@@ -51,7 +51,10 @@ EPOCH = 315532800  # 1980-01-01: when nothing in the data has a time
 
 
 def collect(
-    results: str | Path, deployments: Sequence[Mapping[str, Any]], accuracy: Iterable[str | Path] = ()
+    results: str | Path,
+    deployments: Sequence[Mapping[str, Any]],
+    accuracy: Iterable[str | Path] = (),
+    more: Iterable[str | Path] = (),
 ) -> list[Path]:
     """The files of a campaign that belong into an archive, as far as they exist, sorted.
 
@@ -60,9 +63,10 @@ def collect(
 
     Args:
         accuracy: accuracy files; the per-question answers are looked for beside each.
+        more: further files below ``results``.
     """
     paths = Paths(str(results))
-    names: set[str] = {paths.cap, paths.report, paths.plan, *map(str, accuracy)}
+    names: set[str] = {paths.cap, paths.report, paths.plan, *map(str, accuracy), *map(str, more)}
     names |= {str(a).removesuffix(".parquet") + ".samples.parquet" for a in accuracy}
     for row in deployments:
         for kind in ("metrics", "steps", "routing_analysis", "cost", "points"):
@@ -98,7 +102,8 @@ def make_archive(
         results: the results folder; ``files`` lie below it (:func:`collect`).
         name: the archive's name, and that of the folder in it.
         config: the config as resolved. deployments: rows of its table. catalogue: the entries in use.
-        redraw: the params of the rules ``charts`` and ``report``, so that ``moecap report --archive`` draws the same.
+        redraw: params of the rules ``charts`` and ``report``, and under ``inputs`` their files by kind, in order, so
+            that ``moecap report --archive`` draws the same.
         licence: SPDX id of the licence that the archive as a whole is published under.
         root: the repository, for workflow, pinned environments and git state.
 
@@ -117,7 +122,7 @@ def make_archive(
         _stage_text(stage / "config/deployments.csv", _csv(scrubber.data([_plain(d) for d in deployments])))
         _stage_text(stage / "config/catalogue.yaml", _yaml(scrubber.data(_plain(catalogue))))
         if redraw is not None:
-            _stage_text(stage / "config/redraw.json", _json(scrubber.data(_plain(redraw))))
+            _stage_text(stage / "config/redraw.json", _json(scrubber.data(portable(_plain(redraw), results))))
         _stage_workflow(root, stage, scrubber)
         licences = _licences(stage, catalogue)
         _stage_text(stage / "licences.csv", _csv(scrubber.data(licences)))
@@ -159,6 +164,22 @@ def make_archive(
         "omitted": omitted,
         "scrubbed": scrubbed,
     }
+
+
+def portable(value: Any, results: str | Path) -> Any:
+    """Plain data in which paths below ``results`` are those that they have in an archive.
+
+    >>> portable({"failures": "/scratch/run/failures"}, "/scratch/run")
+    {'failures': 'results/failures'}
+    """
+    prefix = str(results).rstrip("/")
+    if isinstance(value, str) and (value == prefix or value.startswith(f"{prefix}/")):
+        return RESULTS + value[len(prefix) :]
+    if isinstance(value, Mapping):
+        return {k: portable(v, results) for k, v in value.items()}
+    if isinstance(value, list):
+        return [portable(v, results) for v in value]
+    return value
 
 
 def verify(archive: str | Path) -> dict[str, Any]:
@@ -239,9 +260,16 @@ class Archive:
         with (self.folder / "config/deployments.csv").open(newline="") as handle:
             return list(csv.DictReader(handle))
 
+    def file(self, member: str) -> Path:
+        """Where a member (``results/cap.parquet``) lies; outside of the archive is refused."""
+        path = (self.folder / member).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise MoecapError(f"{self.path}: {member} does not lie in the archive.")
+        return path
+
     @property
     def redraw(self) -> dict[str, Any]:
-        """Params of the rules ``charts`` and ``report``; empty when the archive was made without."""
+        """What :func:`moecap.redraw.redraw` needs; empty when the archive was made without."""
         path = self.folder / "config/redraw.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 

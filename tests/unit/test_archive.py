@@ -6,6 +6,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -372,3 +373,65 @@ def test_missing_file_is_named(tmp_path):
 def test_config_is_yaml_that_loads(made):
     content = members(made[0])
     assert yaml.safe_load(content["campaign/config/catalogue.yaml"])["models"] == {"m": {"license": "mit"}}
+
+
+def test_charts_and_report_are_redrawn_byte_by_byte(tmp_path, capsys, monkeypatch):
+    """What the workflow drew, drawn again from the archive alone, in a process that could not import an engine."""
+    from moecap import cli
+    from moecap.charts import write_all
+    from moecap.io import read_parquet
+    from moecap.report import read_inputs, render_report
+
+    results = tmp_path / "results"
+    accuracy = make_results(results)
+    machine = results / "machine/h.json"
+    for row in ROWS:  # not a routing analysis that could be drawn
+        (results / f"metrics/{row['deployment']}/routing.parquet").unlink()
+    for planted in (results / "charts").iterdir():
+        planted.unlink()
+    cap = read_parquet(results / "cap.parquet")
+    write_all(cap, results / "charts", "one", {}, ["svg", "html"])
+    page = render_report(read_inputs(results / "cap.parquet", machines=[machine], reference="one"))
+    (results / "report.html").write_text(page)
+    redraw = {
+        "charts": {"reference": "one", "formats": ["svg", "html"]},
+        "report": {"reference": "one", "failures": str(results / "failures")},
+        "inputs": {"machines": [str(machine)]},
+    }
+    path, _ = make(tmp_path, results, accuracy, redraw=redraw)
+    drawn = {p.relative_to(results): p.read_bytes() for p in results.glob("charts/*")} | {
+        Path("report.html"): page.encode()
+    }
+    for p in sorted(results.rglob("*"), reverse=True):
+        p.unlink() if p.is_file() else p.rmdir()
+
+    assert cli.main(["report", "--archive", str(path), "--output", str(tmp_path / "again"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["name"] == "campaign"
+    again = {p.relative_to(tmp_path / "again"): p.read_bytes() for p in (tmp_path / "again").rglob("*") if p.is_file()}
+    assert again.keys() == drawn.keys() and len(again) >= 7
+    assert {n for n in again if again[n] != drawn[n]} == set()
+
+
+def test_verify_command(made, capsys):
+    from moecap import cli
+
+    assert cli.main(["report", "--archive", str(made[0]), "--verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == made[1]["files"]
+    rewrite(made[0], lambda c: c.update({"campaign/results/report.html": b"better"}))
+    assert cli.main(["report", "--archive", str(made[0]), "--verify"]) == 1
+    error = capsys.readouterr().err
+    assert "report.html differs from its checksum" in error and "Traceback" not in error
+
+
+def test_redrawing_needs_the_core_only():
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in {'torch', 'transformers', 'vllm', 'snakemake', 'huggingface_hub'}:\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import moecap.redraw, moecap.charts, moecap.report, moecap.compare, moecap.commands.report\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
