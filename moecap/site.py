@@ -366,7 +366,7 @@ def _memory_mb(site: Site, stage: Stage, need: Need, nodes: int, ranks: int, dou
             f"{need.stage}: {need.devices} × {need.gpu} with a checkpoint of {weight_bytes(need) / GB:.0f} GB take "
             f"{needed:.0f} GB of host memory per node; `node_memory_gb` of the site's file says that it has {limit:g}."
         )
-    return 1000 * math.ceil(min(needed * 2**doublings, limit or math.inf))
+    return int(1000 * min(math.ceil(round(needed, 3)) * 2**doublings, limit or math.inf))
 
 
 def _lacked(failures: Sequence[str], what: str) -> int:
