@@ -1,25 +1,26 @@
 """Predict deployments that need not be owned: results/plan.parquet.
 
-input: anatomy (JSON files), cap (accuracy of models and precisions); optionally metrics (Parquet files) and machines
-(JSON files): then hardware that was measured is calibrated, and the error of one deployment's calibration on the others
-goes into the metadata (`cross_check`), as do the `answers`.
-params.plan: deployments (rows); hardware (slice of the catalogue), and optionally systems, devices, batch_sizes,
-workload {prompt_tokens, output_tokens}, settings (the `cost` part of the config), limits {tpot_s, ttft_s, accuracy},
-reference.
+input: anatomy (JSON files), cap (accuracy per model and precision), hardware (the catalogue); optionally metrics
+(Parquet files) and machines (JSON files): then hardware that was measured is calibrated, and the error of one
+deployment's calibration on the others goes into the metadata (`cross_check`), as do the `answers`.
+params.plan: deployments (rows), and optionally systems, devices, batch_sizes, workload {prompt_tokens, output_tokens},
+settings (the `cost` part of the config), limits {tpot_s, ttft_s, accuracy}, reference, compute_dtypes (by precision).
 """
 
 from pathlib import Path
 
 from moecap import hardware
 from moecap.io import read_json, read_parquet, write_parquet
-from moecap.planner import Candidate, Workload, answer, calibrate_from, plan
+from moecap.planner import Candidate, Workload, answer, calibrate_from, compute_dtype, plan
 from moecap.provenance import provenance
 from moecap.structure import Anatomy
 from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.plan
-    catalogue = hardware.from_slice(params["hardware"]) if params.get("hardware") else hardware.load()
+    files = [Path(p) for p in job.input.get("hardware", [])]
+    folder = next((p.parent for p in files if p.name == "hardware.yaml"), None)
+    catalogue = hardware.from_slice(params["hardware"]) if params.get("hardware") else hardware.load(folder)
     accuracy: dict[tuple[str, str], float] = {}
     for row in read_parquet(job.input.cap, ["model", "precision", "accuracy"]).to_pylist():
         if row["accuracy"] is not None:  # the hardest dataset: a limit has to hold on each
@@ -29,7 +30,8 @@ with script(snakemake) as job:  # noqa: F821
     for path in job.input.anatomy:
         found = Anatomy.from_json(read_json(path))
         key = (found.model, found.precision)
-        candidates[key] = Candidate.of(found, accuracy.get(key))
+        dtype = params.get("compute_dtypes", {}).get(found.precision) or compute_dtype(found.precision)
+        candidates[key] = Candidate(found, dtype, accuracy.get(key))
     machines = {Path(p).stem: read_json(p) for p in job.input.get("machines", [])}
     metrics = [row for p in job.input.get("metrics", []) for row in read_parquet(p).to_pylist()]
     calibrations, checks = calibrate_from(
