@@ -90,6 +90,14 @@ def test_every_figure_lies_in_its_interval(rows):
             assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"], name
 
 
+def test_intervals_of_many_steps_are_tight_around_the_figure(rows):
+    """Step times vary by ±50%, over some 250 steps: the intervals are of a few per cent, on both sides."""
+    for row in rows.values():
+        for name in (*m.BYTES, *m.FLOPS):
+            value = row[f"decode_{name}"]
+            assert 0.8 * value < row[f"decode_{name}_low"] < value < row[f"decode_{name}_high"] < 1.25 * value
+
+
 def test_sparse_below_dense(rows):
     for row in rows.values():
         for phase in ("decode", "prefill"):
