@@ -162,7 +162,8 @@ def classify_table(table: pa.Table, settings: Mapping[str, Any]) -> pa.Table:
             table = table.set_column(index, table.schema.field(index), values)
     metadata = dict(table.schema.metadata or {})
     existing = json.loads(metadata.get(METADATA_KEY, b"{}"))
-    existing["cap"] = {**{k: v for k, v in settings.items() if v is not None}, **thresholds(settings)}
+    named = {k: settings[k] for k in ("reference", "references", "reference_batch_size") if settings.get(k) is not None}
+    existing["cap"] = {**named, **thresholds(settings)}
     metadata[METADATA_KEY] = json.dumps(existing, sort_keys=True, default=str).encode()
     return table.replace_schema_metadata(metadata)
 

@@ -104,4 +104,5 @@ def test_table_keeps_its_other_columns() -> None:
     found = classify_table(table, SETTINGS)
     assert found.column("cap_class").to_pylist() == ["PA", "CP"]
     assert found.select(table.column_names).equals(table)
-    assert b"cost_ratio" in found.schema.metadata[b"moecap"]
+    noted = classify_table(table, {**SETTINGS, "deployments": []}).schema.metadata[b"moecap"]
+    assert b"cost_ratio" in noted and b"deployments" not in noted
