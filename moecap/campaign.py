@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from moecap import paper
+from moecap.accuracy import check_task
 from moecap.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, PrecisionEntry
 from moecap.config import Config, Deployment, load_config, read_deployments, row_location
 from moecap.engines.base import Machine, catalogue_machine, check_can_serve, this_machine
-from moecap.errors import MoecapError, nearest
-from moecap.hardware import System
+from moecap.errors import MoecapError, PermanentError, nearest
+from moecap.hardware import System, hardware_files
 from moecap.paths import Paths, fill
 from moecap.provenance import digest, pinned_version
 
@@ -80,7 +81,7 @@ class Campaign:
         engine = catalogue.find("engine", row.engine, where)
         system = catalogue.hardware.find(row.hardware, where)
         for dataset in row.datasets:
-            catalogue.find("dataset", dataset, where, key="datasets")
+            check_task(catalogue.find("dataset", dataset, where, key="datasets").task)
         if model.source.hub and not model.source.revision:
             self._warn(
                 f"model {row.model} is not pinned to a revision ({catalogue.file('models')}); the commit that it "
@@ -91,6 +92,11 @@ class Campaign:
                 f"{where}: `precision` is {row.precision!r}, which can only be had as a ready-made checkpoint, and model "
                 f"{row.model!r} lists none (its `checkpoints` in {catalogue.file('models')}: "
                 f"{', '.join(model.checkpoints) or 'none'})."
+            )
+        if engine.device != "cpu" and system.gpu is None:
+            raise PermanentError(
+                f"{where}: `engine` is {row.engine!r}, which runs on {engine.device} GPUs, but `hardware` {row.hardware!r} "
+                "has none in the catalogue. Name an entry with a GPU, or an engine whose `device` is cpu."
             )
         check_can_serve(
             engine.model_dump(),
@@ -370,5 +376,14 @@ class Campaign:
             "redraw": {"charts": self.chart_params(), "report": self.report_params()},
         }
 
+    @property
+    def hardware_files(self) -> list[str]:
+        """The whole hardware catalogue: a plan looks through all of it."""
+        return [str(path) for path in hardware_files(self.config.catalogue)]
+
     def plan_params(self) -> dict[str, Any]:
-        return {"deployments": self._rows()}
+        return {
+            "deployments": [row.model_dump(mode="json") for row in self.deployments.values()],
+            "reference": self.config.cap.reference,
+            "settings": self.config.cost.model_dump(mode="json"),
+        }

@@ -52,14 +52,27 @@ class Checkpoint(Strict):
         return self
 
 
+class Facts(Strict):
+    """Where a stored config's shapes come from, and how far they were checked."""
+
+    status: str
+    source: str
+
+
 class ModelEntry(Strict):
     """A model: where its checkpoint comes from, and what is known of it without one."""
 
     source: Source = Source()
     licence: str | None = None
-    checkpoints: dict[Name, Checkpoint] = Field(default={}, description="ready-made quantized checkpoints, by precision")
+    checkpoints: dict[Name, Checkpoint] = Field(
+        default={}, description="ready-made quantized checkpoints, by precision"
+    )
     config: str | None = Field(default=None, description="a stored config.json, for what needs no weights")
-    trust_remote_code: bool = Field(default=False, description="the model needs its own code; the user's config decides")
+    also: tuple[str, ...] = Field(default=(), description="hub ids of other checkpoints of the same shapes")
+    facts: Facts | None = Field(default=None, description="where the stored config comes from")
+    trust_remote_code: bool = Field(
+        default=False, description="the model needs its own code; the user's config decides"
+    )
     note: str | None = None
 
 

@@ -95,7 +95,9 @@ class Cap(Strict):
     """The named reference that classes and axes are measured against, so that a new row moves no other row."""
 
     reference: Name | None = None
-    references: dict[Name, Name] = Field(default={}, description="a reference of its own for a model: model -> deployment")
+    references: dict[Name, Name] = Field(
+        default={}, description="a reference of its own for a model: model -> deployment"
+    )
     reference_batch_size: int | None = Field(default=None, ge=1, description="one batch size of the reference for all")
     accuracy_ratio: float = Field(
         default=0.98, gt=0, description="holds accuracy: at least this share of the reference"

@@ -5,6 +5,9 @@ rule plan:
     input:
         anatomy=campaign.anatomy_files(),
         cap=paths.cap,
+        metrics=expand(paths.metrics, deployment=campaign.deployments),
+        machines=expand(paths.machine, hardware=campaign.hardware_in_use),
+        hardware=campaign.hardware_files,
     output:
         plan=report(paths.plan, caption="../report/plan.rst", category="Tables"),
     log:

@@ -5,6 +5,7 @@ rule replay:
     input:
         manifest=paths.manifest,
         requests=replay_requests,
+        anatomy=paths.anatomy,
     output:
         routing=paths.routing,
     log:

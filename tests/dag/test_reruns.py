@@ -43,23 +43,41 @@ ROWS = [
     ),
     Row(
         "a batch size of one deployment",
-        ((DEMO, "demo-bf16,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic arithmetic-mc,1 4 16 64",
-          "demo-bf16,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic arithmetic-mc,1 4 16 32 64"),),
+        (
+            (
+                DEMO,
+                "demo-bf16,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic arithmetic-mc,1 4 16 64",
+                "demo-bf16,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic arithmetic-mc,1 4 16 32 64",
+            ),
+        ),
         {"measure": 1, "replay": 1, **below_metrics(1)},
     ),
     Row(
         "a dataset less, for one deployment",
-        ((DEMO, "demo-int8,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic arithmetic-mc",
-          "demo-int8,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic"),),
+        (
+            (
+                DEMO,
+                "demo-int8,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic arithmetic-mc",
+                "demo-int8,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic",
+            ),
+        ),
         {"measure": 1, "replay": 1, **below_metrics(1)},
     ),
     Row(
         "a new deployment (another precision of the same model)",
-        ((DEMO, "demo-int4,demo-moe,int4,", "demo-gptq,demo-moe,int4-gptq,vllm-cpu,this-machine,1,arithmetic,1\ndemo-int4,demo-moe,int4,"),),
+        (
+            (
+                DEMO,
+                "demo-int4,demo-moe,int4,",
+                "demo-gptq,demo-moe,int4-gptq,vllm-cpu,this-machine,1,arithmetic,1\ndemo-int4,demo-moe,int4,",
+            ),
+        ),
         {"quantize": 1, "anatomy": 1, "evaluate": 1, "measure": 1, "replay": 1, **below_metrics(1)},
     ),
     Row("a chart's code", (("moecap/charts.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
-    Row("the report's template", (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),), {"report": 1}),
+    Row(
+        "the report's template", (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),), {"report": 1}
+    ),
     Row("a metrics function of the library", (("moecap/metrics.py", '"""', '"""Edited. '),), below_metrics(3)),
     Row("a cost function of the library", (("moecap/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
     Row(

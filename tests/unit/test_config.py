@@ -1,0 +1,163 @@
+"""What a user may get wrong in a config, a deployment table or a catalogue, and what they read then."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moecap import reference
+from moecap.campaign import Campaign
+from moecap.cli import main
+from moecap.config import read_deployments
+from moecap.errors import MoecapError, PermanentError
+from tests.conftest import ROOT
+
+HEADER = "deployment,model,precision,engine,hardware,devices,datasets,batch_sizes\n"
+ROW = "d,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic,1 4\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a config, a one-row deployment table and a copy of the catalogue; it is the working directory."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "table.csv").write_text(HEADER + ROW)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(config: dict | None = None, *, error: type[Exception] = MoecapError) -> str:
+    with pytest.raises(error) as caught:
+        Campaign({"deployments": "table.csv", **(config or {})}, "my.yaml")
+    message = str(caught.value)
+    assert "\n" not in message, "one paragraph"
+    return message
+
+
+def change(old: str, new: str, file: str = "table.csv") -> None:
+    text = Path(file).read_text()
+    assert old in text
+    Path(file).write_text(text.replace(old, new, 1))
+
+
+def test_the_table_of_the_fixture_is_valid(site: Path) -> None:
+    assert list(Campaign({"deployments": "table.csv"}).deployments) == ["d"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("demo-moe", "demo-mo", ["table.csv, line 2 (d)", "`model`", "'demo-mo'", "models.yaml", "'demo-moe'"]),
+        (",bf16,", ",bf61,", ["line 2", "`precision`", "'bf61'", "'bf16'"]),
+        (",vllm-cpu,", ",vlm-cpu,", ["line 2", "`engine`", "'vlm-cpu'", "'vllm-cpu'"]),
+        (",this-machine,", ",this-machin,", ["line 2", "'this-machin'", "'this-machine'"]),
+        (",arithmetic,", ",arithmetics,", ["line 2", "`datasets`", "'arithmetics'", "'arithmetic'"]),
+        ("1 4", "0 4", ["line 2", "batch_sizes", "greater than or equal to 1", "'0'"]),
+        ("1 4", "4 4", ["line 2", "batch_sizes", "twice"]),
+        ("1 4", "four", ["line 2", "batch_sizes", "'four'"]),
+        (",1,arithmetic", ",2,arithmetic", ["line 2", "devices is 2", "tensor_parallel"]),
+        ("devices,", "", ["line 1", "`devices` is missing"]),
+        ("devices", "device", ["line 1", "unknown column `device`", "'devices'"]),
+        (ROW, ROW + ROW, ["line 3", "already defined in line 2"]),
+        (ROW, "", ["no deployment"]),
+        ("1 4\n", "1 4,7\n", ["line 2", "9 values for 8 columns"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_table_names_file_line_column_and_value(site: Path, old: str, new: str, said: list[str]) -> None:
+    change(old, new)
+    message = refused()
+    for part in said:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"seeds": 1}, ["my.yaml", "unknown key `seeds`", "'seed'"]),
+        ({"seed": -1}, ["`seed`", "greater than or equal to 0", "-1"]),
+        ({"performance": {"repeats": 2}}, ["`performance.repeats`", "greater than or equal to 3"]),
+        ({"performance": {"repeat": 3}}, ["unknown key `performance.repeat`", "'repeats'"]),
+        ({"cost": {"years": -3}}, ["`cost.years`", "greater than 0", "-3"]),
+        ({"cost": {"usd_per_kwh": -0.1}}, ["`cost.usd_per_kwh`", "-0.1"]),
+        ({"cost": {"region": "us-averag"}}, ["'us-averag'", "us-average"]),
+        ({"cap": {"reference": "e"}}, ["'e'", "table.csv", "d"]),
+        ({"deployments": "no.csv"}, ["no.csv", "does not exist"]),
+        ({"data_files": {"gsm8k": {"test": "no.jsonl"}}}, ["no.jsonl", "does not exist"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_config_names_key_and_value(site: Path, config: dict, said: list[str]) -> None:
+    message = refused(config)
+    for part in said:
+        assert part in message, message
+
+
+def test_a_negative_price_is_refused(site: Path) -> None:
+    path = Path("config/catalogue/hardware.yaml")
+    change("low: 8000", "low: -8000", str(path))
+    message = refused()
+    assert "hardware.yaml" in message and "A100-PCIe-40GB" in message and "-8000" in message
+
+
+def test_an_engine_without_a_kernel_is_refused_before_anything_runs(site: Path) -> None:
+    change(",bf16,", ",fp8-block,")
+    assert "ready-made" in refused()
+    change(",fp8-block,vllm-cpu", ",int8,vllm-cuda")
+    assert "vllm-cuda" in refused(error=PermanentError)
+
+
+def test_a_task_that_does_not_exist_is_refused(site: Path) -> None:
+    change("task: arithmetic\n", "task: arithmetik\n", "config/catalogue/datasets.yaml")
+    message = refused()
+    assert "'arithmetik'" in message and "'arithmetic'" in message
+
+
+def test_an_unpinned_revision_is_a_warning(site: Path) -> None:
+    Path("table.csv").write_text(
+        "deployment,model,precision,engine,hardware,devices,tensor_parallel,datasets,batch_sizes\n"
+        "d,mixtral-8x7b,bf16,vllm-cuda,H100-SXM5-80GB,2,2,gsm8k,1\n"
+    )
+    assert "not pinned" in " ".join(Campaign({"deployments": "table.csv"}).warnings)
+
+
+def test_comments_and_blank_lines_keep_line_numbers(site: Path) -> None:
+    Path("table.csv").write_text(f"# a comment\n\n{HEADER}\n{ROW.replace('bf16', 'bf17')}")
+    assert "line 5 (d)" in refused()
+
+
+def test_broken_yaml_is_one_paragraph(site: Path) -> None:
+    Path("config/catalogue/models.yaml").write_text("a: [1,\n")
+    assert "models.yaml is not valid YAML" in refused()
+
+
+def test_validate_on_the_command_line(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.yaml").write_text(yaml.safe_dump({"deployments": "table.csv"}))
+    assert main(["validate", "my.yaml", "--json"]) == 0
+    assert '"valid": true' in capsys.readouterr().out
+    change(",bf16,", ",bf61,")
+    assert main(["validate", "my.yaml"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: table.csv, line 2") and "Traceback" not in captured.err
+
+
+def test_shipped_configs_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for path in sorted(Path("config").glob("*.yaml")):
+        if path.name not in ("site.yaml",):
+            Campaign(yaml.safe_load(path.read_text()), str(path))
+
+
+def test_deployment_table_reads_lists(site: Path) -> None:
+    row = read_deployments("table.csv")[0]
+    assert row.batch_sizes == (1, 4) and row.datasets == ("arithmetic",)
+
+
+def test_generated_pages_are_in_step() -> None:
+    assert (ROOT / "docs/config.md").read_text() == reference.config_page(), "run `python -m moecap.reference`"
+    import json
+
+    for name, schema in reference.schemas().items():
+        assert json.loads((ROOT / f"config/schemas/{name}.json").read_text()) == schema, (
+            "run `python -m moecap.reference`"
+        )
