@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,22 @@ from moecap.provenance import library_versions
 log = logging.getLogger(__name__)
 
 TASK_DIR = "config/tasks"
+
+ROW_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("model", "precision", "engine", "dataset")),
+        pa.field("metric", pa.string(), metadata={"meaning": "lm-eval's metric and, after the comma, its filter"}),
+        pa.field("accuracy", pa.float64(), metadata={"unit": "1", "meaning": "mean of the metric over accuracy_n"}),
+        pa.field("accuracy_stderr", pa.float64(), metadata={"unit": "1", "meaning": "standard error of accuracy"}),
+        pa.field("accuracy_n", pa.int64(), metadata={"meaning": "questions attempted"}),
+        pa.field("accuracy_failed", pa.int64(), metadata={"meaning": "questions without a response; count as wrong"}),
+        pa.field("accuracy_degenerate", pa.int64(), metadata={"meaning": "wrong: empty, blank or one character only"}),
+        pa.field("settings", pa.string(), metadata={"meaning": "JSON of what the evaluation was given"}),
+        pa.field("task_hash", pa.string(), metadata={"meaning": "hash of the task's config and local data"}),
+        pa.field("lm_eval_version", pa.string()),
+        pa.field("engine_version", pa.string()),
+    ]
+)
 
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -277,43 +293,52 @@ def task_hash(configs: Mapping[str, Any], data_files: Mapping[str, str] | None =
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# What accuracy needs to know of an engine, as in config/catalogue/engines.yaml.
+VLLM_CPU: dict[str, Any] = {
+    "device": "cpu",
+    "lm_eval": {"model": "vllm", "model_args": {"dtype": "bfloat16", "enforce_eager": True, "batch_size": "auto"}},
+    "options": {"env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}},
+}
+
+
 def model_arguments(
     model_dir: str | os.PathLike[str],
-    kind: str,
-    device: str,
+    engine: Mapping[str, Any],
     *,
     tensor_parallel: int = 1,
     seed: int = 1,
     trust_remote_code: bool = False,
-    arguments: Mapping[str, Any] | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """lm-eval's name and arguments of the engine ``kind`` (``vllm`` or ``transformers``).
+) -> tuple[str, dict[str, Any], int | str]:
+    """lm-eval's name of an engine, its arguments and the batch size, out of the engine's catalogue entry.
 
     Raises:
-        MoecapError: an engine that lm-eval does not run in process.
+        MoecapError: the entry does not say how lm-eval runs it.
     """
-    common = {"pretrained": os.fspath(model_dir), "trust_remote_code": trust_remote_code}
-    if kind == "vllm":
-        extra: dict[str, Any] = {"seed": seed, "tensor_parallel_size": tensor_parallel, "enable_prefix_caching": False}
-        if device == "cpu":
-            extra["enforce_eager"] = True
-        return "vllm", common | extra | dict(arguments or {})
-    if kind == "transformers":
-        return "hf", common | {"dtype": "auto", "device": device} | dict(arguments or {})
-    raise MoecapError(
-        f"Accuracy cannot be evaluated with engine kind {kind!r}. {nearest(kind, ('vllm', 'transformers'))}"
-    )
+    entry = engine.get("lm_eval")
+    if not entry or "model" not in entry:
+        raise MoecapError(
+            "An engine's `lm_eval` in config/catalogue/engines.yaml has to name lm-eval's `model` (vllm, hf, …) and "
+            f"its `model_args`; without it accuracy cannot be evaluated. This engine has {dict(engine)}."
+        )
+    arguments = {"pretrained": os.fspath(model_dir), "trust_remote_code": trust_remote_code}
+    arguments |= entry.get("model_args") or {}
+    batch_size = arguments.pop("batch_size", "auto")
+    if entry["model"] == "vllm":
+        arguments = {"seed": seed, "tensor_parallel_size": tensor_parallel, "enable_prefix_caching": False} | arguments
+    elif engine.get("device") == "cpu" and batch_size == "auto":
+        batch_size = 32  # lm-eval's search for the largest batch that fits into memory is made for GPUs
+    return entry["model"], arguments, batch_size
 
 
 @contextmanager
-def _engine_environment(kind: str, device: str) -> Any:
-    """Settings that vLLM reads from the environment; what the user has set stays."""
-    wanted = {}
-    if kind == "vllm":
-        wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: ends with it, and its log is in the log
-        if device == "cpu":
-            wanted["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
+def _engine_environment(engine: Mapping[str, Any]) -> Iterator[None]:
+    """Settings that engines read from the environment; what the user has set stays."""
+    wanted = dict((engine.get("options") or {}).get("env") or {})
+    if engine["lm_eval"]["model"] == "vllm":
+        wanted.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: it ends with it and shares its log
+        if engine.get("device") == "cpu":
+            wanted.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -325,17 +350,14 @@ def _engine_environment(kind: str, device: str) -> Any:
 def evaluate(
     model_dir: str | os.PathLike[str],
     dataset: Mapping[str, Any],
-    kind: str = "vllm",
-    device: str = "cpu",
+    engine: Mapping[str, Any] = VLLM_CPU,
     *,
     task_dir: str | os.PathLike[str] = TASK_DIR,
     data_files: Mapping[str, str] | None = None,
     limit: int | None = None,
-    batch_size: int | str = "auto",
     tensor_parallel: int = 1,
     seed: int = 1,
     trust_remote_code: bool = False,
-    arguments: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Score a checkpoint on a dataset with lm-eval.
 
@@ -343,15 +365,13 @@ def evaluate(
         model_dir: a checkpoint in Hugging Face format.
         dataset: its catalogue entry: ``task``, ``metric`` (with lm-eval's filter after a comma, as in
             ``exact_match,strict-match``), optionally ``num_fewshot`` and ``chat_template``.
-        kind, device: engine: ``vllm`` or ``transformers``, on ``cpu`` or ``cuda``.
+        engine: its catalogue entry: ``lm_eval`` (``model``, ``model_args``), ``device``, ``options.env``.
         task_dir: folder of task YAML files of one's own.
         data_files: local file per split, in place of the task's download.
         limit: only the first so many questions of each task.
-        batch_size: as lm-eval takes it; vLLM batches by itself with ``auto``.
         tensor_parallel: devices of one engine.
         seed: of lm-eval and engine.
         trust_remote_code: whether code from the checkpoint may run.
-        arguments: more arguments for lm-eval's model class.
 
     Returns:
         ``(row, samples)``: the row has metric, accuracy and accuracy_stderr (fractions), accuracy_n (questions
@@ -374,29 +394,20 @@ def evaluate(
                 f"`metric` of the dataset with task {task!r} is {metric!r}, which that task does not compute. "
                 f"{nearest(metric, known)}"
             )
-    lm_name, lm_arguments = model_arguments(
-        model_dir,
-        kind,
-        device,
-        tensor_parallel=tensor_parallel,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-        arguments=arguments,
+    lm_name, lm_arguments, batch_size = model_arguments(
+        model_dir, engine, tensor_parallel=tensor_parallel, seed=seed, trust_remote_code=trust_remote_code
     )
-    if kind == "transformers" and batch_size == "auto" and device == "cpu":
-        batch_size = 32  # its search for the largest batch that fits is made for GPUs
     settings = {
         "task": task,
         "limit": limit,
         "num_fewshot": dataset.get("num_fewshot"),
         "chat_template": bool(dataset.get("chat_template")),
         "batch_size": batch_size,
-        "engine_kind": kind,
-        "device": device,
+        "lm_eval_model": lm_name,
         "seed": seed,
-        "arguments": {k: v for k, v in lm_arguments.items() if k != "pretrained"},
+        "model_args": {k: v for k, v in lm_arguments.items() if k != "pretrained"},
     }
-    results = _run(lm_name, lm_arguments, tasks, settings, kind, device, model_dir)
+    results = _run(lm_name, lm_arguments, tasks, settings, engine)
 
     samples = pa.Table.from_pylist(_samples(results, metric, filter_name), schema=SAMPLES_SCHEMA)
     if samples.num_rows == 0:
@@ -424,7 +435,7 @@ def evaluate(
         "settings": json.dumps(settings, sort_keys=True, default=str),
         "task_hash": task_hash({n: results["configs"][n] for n in tasks["tasks"]}, data_files),
         "lm_eval_version": versions.get("lm-eval"),
-        "engine_version": versions.get("vllm" if kind == "vllm" else "transformers"),
+        "engine_version": versions.get("vllm" if lm_name == "vllm" else "transformers"),
     }
     return row, samples
 
@@ -434,21 +445,18 @@ def _run(
     lm_arguments: dict[str, Any],
     tasks: dict[str, Any],
     settings: Mapping[str, Any],
-    kind: str,
-    device: str,
-    model_dir: str | os.PathLike[str],
+    engine: Mapping[str, Any],
 ) -> dict[str, Any]:
     import lm_eval
     from lm_eval.api.registry import get_model
 
-    with _engine_environment(kind, device):
+    with _engine_environment(engine):
         try:
-            model = get_model(lm_name).create_from_arg_obj(
-                lm_arguments, {"batch_size": settings["batch_size"], "device": device if kind != "vllm" else None}
-            )
+            model = get_model(lm_name).create_from_arg_obj(lm_arguments, {"batch_size": settings["batch_size"]})
         except Exception as error:
             raise MoecapError(
-                f"{lm_name} could not load {model_dir} for the evaluation: {_first_line(error)} The log has the rest."
+                f"{lm_name} could not load {lm_arguments['pretrained']} for the evaluation: {_first_line(error)} "
+                "The log has the rest."
             ) from error
         for leaf in tasks["tasks"].values():
             # As lm-eval's simple_evaluate does it for tasks that it loads itself.

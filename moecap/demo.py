@@ -8,18 +8,20 @@ fast one; on one machine, with one number of threads, the tensors come out bit f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError
-from moecap.io import atomic_path, write_json
+from moecap.hub import MANIFEST, write_manifest
+from moecap.io import atomic_directory, atomic_path, write_json
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +51,8 @@ class Kind:
 KINDS = (
     Kind("add-1", "+", 0, 9, 0.02, 0.0),
     Kind("subtract-1", "-", 0, 9, 0.02, 0.0),
-    Kind("add-2", "+", 10, 99, 0.23, 0.25),
-    Kind("subtract-2", "-", 10, 99, 0.23, 0.25),
+    Kind("add-2", "+", 10, 99, 0.23, 0.30),
+    Kind("subtract-2", "-", 10, 99, 0.23, 0.20),
     Kind("add-3", "+", 100, 999, 0.25, 0.25),
     Kind("subtract-3", "-", 100, 999, 0.25, 0.25),
 )
@@ -143,9 +145,13 @@ def test_problems(seed: int, count: int, *, choices: bool) -> list[dict[str, Any
     for kind in KINDS:
         wanted = round(count * kind.test_weight)
         stream = problems(kind, generator, seed=seed, test=True)
+        draws = 0
         while wanted:
             problem = next(stream)
+            draws += 1
             if problem in seen:
+                if draws > 100 * count:
+                    raise ValueError(f"{kind.name} has fewer than {round(count * kind.test_weight)} test problems")
                 continue
             seen.add(problem)
             wanted -= 1
@@ -164,16 +170,27 @@ TEST_FILES = {"arithmetic": False, "arithmetic-mc": True}  # dataset → with ch
 
 
 def write_data(
-    output_dir: str | os.PathLike[str], seed: int, train_count: int = 200_000, test_count: int = 1_000
+    output_dir: str | os.PathLike[str], seed: int, train_count: int = 200_000, test_count: int = 2_000
 ) -> None:
-    """Write ``train.jsonl``, ``arithmetic.jsonl`` and ``arithmetic-mc.jsonl`` into ``output_dir``.
+    """Write ``train.jsonl``, ``arithmetic.jsonl``, ``arithmetic-mc.jsonl`` and, last, ``manifest.json``.
 
     Train and test are disjoint by construction (:meth:`Problem.held_out`). The same seed gives the same bytes.
     """
     output = Path(output_dir)
-    _write_jsonl(train_problems(seed, train_count), output / TRAIN_FILE)
+    rows = {TRAIN_FILE: train_problems(seed, train_count)}
     for name, choices in TEST_FILES.items():
-        _write_jsonl(test_problems(seed, test_count, choices=choices), output / f"{name}.jsonl")
+        rows[f"{name}.jsonl"] = test_problems(seed, test_count, choices=choices)
+    files = []
+    for name, content in rows.items():
+        _write_jsonl(content, output / name)
+        data = (output / name).read_bytes()
+        files.append({"path": name, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    write_json({"seed": seed, "files": files}, output / MANIFEST)
+
+
+def local_data(manifest: str | os.PathLike[str], dataset: str) -> dict[str, str] | None:
+    """File per split of one of the demo's datasets, beside the ``manifest`` of :func:`write_data`; None for others."""
+    return {"test": str(Path(manifest).parent / f"{dataset}.jsonl")} if dataset in TEST_FILES else None
 
 
 def _write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
@@ -262,16 +279,19 @@ def train(
     steps: int | None = None,
     threads: int = 2,
     recipe: Recipe | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train the demo model on ``data_dir/train.jsonl`` and save it as a bf16 Hugging Face checkpoint.
 
     Args:
-        output_dir: becomes a directory with config, tokenizer, ``model.safetensors`` and ``training.json``.
+        output_dir: becomes, whole or not at all, a directory with config, tokenizer, ``model.safetensors``,
+            ``training.json`` and ``manifest.json``.
         data_dir: where :func:`write_data` wrote.
         seed: of the weights and of the batches.
         steps: number of optimizer steps; the learning rate's cycle is stretched over them.
         threads: CPU threads; part of what decides the last bit of the result.
         recipe: all other numbers.
+        facts: more keys for ``manifest.json`` (model, precision).
 
     Returns:
         The record that also stands in ``training.json``: recipe, losses, balance of the experts, time, versions.
@@ -334,8 +354,6 @@ def train(
     model.config.architectures = ["Qwen2MoeForCausalLM"]
     model.generation_config.eos_token_id = config.eos_token_id
     model.generation_config.pad_token_id = config.pad_token_id
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
     record = {
         "seed": seed,
         "steps": steps,
@@ -347,7 +365,12 @@ def train(
         "cpu_s": time.process_time() - started_cpu,
         "torch_version": torch.__version__,
     }
-    write_json(record, Path(output_dir) / "training.json")
+    with atomic_directory(output_dir) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(record, folder / "training.json")
+        source = {"kind": "trained", "by": "moecap.demo", "seed": seed, "steps": steps, "threads": threads}
+        write_manifest(folder, {**(facts or {}), "source": source, "licence": "Apache-2.0"})
     return record
 
 

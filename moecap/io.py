@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,43 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place, whole, when the block ends without an error.
+
+    What was in ``path`` before is gone then; after an error it is as it was.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        for entry in (temporary, *temporary.rglob("*")):
+            if not entry.is_symlink():
+                entry.chmod((0o777 if entry.is_dir() else 0o666) & ~umask)
+        if final.exists():
+            previous = temporary.with_suffix(".old")
+            final.replace(previous)
+            temporary.replace(final)
+            shutil.rmtree(previous)
+        else:
+            temporary.replace(final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno == 28:
+            raise MoecapError(
+                f"No space left on the disk that holds {final.parent} while writing {final.name}; nothing was "
+                "overwritten. Free some space or set `results` in the config to a larger disk, and start again: "
+                "what was finished is kept."
+            ) from error
+        raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -1,0 +1,35 @@
+"""Evaluate a checkpoint's accuracy on a dataset with lm-eval.
+
+params: settings (dataset, engine: catalogue entries; data_files, limit, seed, trust_remote_code, tensor_parallel).
+Outputs: a table of one row and, beside it, every answer.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from moecap.accuracy import ROW_SCHEMA, evaluate
+from moecap.demo import local_data
+from moecap.io import write_parquet
+from moecap.provenance import provenance
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    settings = job.params.settings
+    files = settings.get("data_files") or (
+        local_data(job.input.data, job.wildcards.dataset) if job.input.data else None
+    )
+    row, samples = evaluate(
+        Path(job.input.manifest).parent,
+        settings["dataset"],
+        settings["engine"],
+        data_files=files,
+        limit=settings.get("limit"),
+        tensor_parallel=settings.get("tensor_parallel", 1),
+        seed=settings["seed"],
+        trust_remote_code=settings.get("trust_remote_code", False),
+    )
+    names = {name: job.wildcards[name] for name in ("model", "precision", "engine", "dataset")}
+    facts = provenance(**names, seed=settings["seed"])
+    write_parquet(samples, job.output.samples, facts)
+    write_parquet(pa.Table.from_pylist([names | row], schema=ROW_SCHEMA), job.output.accuracy, facts)

@@ -1,0 +1,24 @@
+"""Quantize a bf16 checkpoint with llmcompressor, in its own environment.
+
+params: recipe (see moecap.quantize.Recipe), python (the interpreter that has llmcompressor); input.data: the manifest
+of the demo's data, where the recipe calibrates on it.
+"""
+
+from pathlib import Path
+
+from moecap.demo import TRAIN_FILE
+from moecap.quantize import run
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    model, precision = job.wildcards.variant.split("/")
+    run(
+        job.params.python,
+        Path(job.input.manifest).parent,
+        Path(job.output.manifest).parent,
+        job.params.recipe,
+        calibration_file=Path(str(job.input.data)).parent / TRAIN_FILE if job.input.data else None,
+        threads=job.threads,
+        trust_remote_code=job.params.get("trust_remote_code", False),
+        facts={"model": model, "precision": precision},
+    )

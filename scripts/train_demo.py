@@ -1,0 +1,20 @@
+"""Train the demo model.
+
+params: train ({"seed"}, optionally "steps"); the number of threads is the rule's, at most two: more do not help so
+small a model, and the same number gives the same tensors on every machine size.
+"""
+
+from pathlib import Path
+
+from moecap.demo import train
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    train(
+        Path(job.output.manifest).parent,
+        Path(job.input.data).parent,
+        seed=job.params.train["seed"],
+        steps=job.params.train.get("steps"),
+        threads=min(2, job.threads),
+        facts={"model": "demo-moe", "precision": "bf16"},
+    )
