@@ -37,7 +37,7 @@ from moecap.workload import Workload, requests_sha256
 log = logging.getLogger(__name__)
 
 # Part of every key: raise it when what is measured, or how, changes, so that old entries are no longer used.
-PROTOCOL = 1
+PROTOCOL = 2
 STALL_S = 900.0
 LOAD_S = 7200.0
 # Smaller checkpoints are hashed before they are loaded; a larger one would take minutes.
@@ -79,6 +79,7 @@ POINTS = pa.schema(
         _field("spool_key", pa.string(), "key of the spool entry"),
         _field("max_num_seqs", pa.int32(), "requests that the engine could run at a time", "requests"),
         _field("schedule_kind", pa.string(), "exact: as the engine said; estimated: from arrival times"),
+        _field("weights_as", pa.string(), "stored: as in the checkpoint; else the dtype they were converted to"),
     ]
 )
 
@@ -431,6 +432,7 @@ def _tables(
         "spool_key": run.key,
         "max_num_seqs": engine.spec.max_num_seqs,
         "schedule_kind": engine.schedule,
+        "weights_as": engine.weights_as,
     }
     return {
         "points": pa.Table.from_pylist([row], POINTS),

@@ -114,9 +114,12 @@ class Engine(ABC):
     """A loaded checkpoint, ready to serve. Made by :func:`load`; a context manager that frees what it holds.
 
     ``schedule`` is "exact" where the engine says what each step computed, "estimated" where it has to be guessed.
+    ``weights_as`` is "stored" where weights are read from memory as the checkpoint has them, else the dtype that they
+    were converted to when they were loaded.
     """
 
     schedule = "exact"
+    weights_as = "stored"
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec

@@ -4,14 +4,19 @@ Static batching by a loop of our own: prompts are padded on the left to the long
 then each forward computes one token per request, with a KV cache. The schedule has real positions only. The padding of
 a mixed batch is computed too, which costs time and is part of this engine's figures; no row of the schedule claims it.
 
+A quantized checkpoint is dequantized when it is loaded: its answers are those of the quantized weights, the bytes that
+it reads and the arithmetic are those of ``dtype``. ``weights_as`` says so, in every point.
+
 Catalogue options: ``dtype`` (default bfloat16), ``experts_implementation``, ``attn_implementation``, ``device_map``.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from moecap.engines.base import (
@@ -42,18 +47,20 @@ class TransformersEngine(Engine):
             if getattr(spec, key) > 1:
                 raise PermanentError(f"Engine {spec.name} serves on one device; `{key}` is {getattr(spec, key)}.")
         import torch
-        from transformers import AutoModelForCausalLM
+
+        from moecap.dequantize import load_causal_lm
 
         self._torch = torch
         if spec.threads and spec.device == "cpu":
             torch.set_num_threads(spec.threads)
         options = {key: value for key, value in spec.options.items() if key != "dtype" and value is not None}
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            spec.checkpoint,
-            dtype=getattr(torch, spec.options.get("dtype", "bfloat16")),
-            trust_remote_code=spec.trust_remote_code,
-            **options,
-        ).eval()
+        dtype = spec.options.get("dtype", "bfloat16")
+        self._model: Any = load_causal_lm(
+            spec.checkpoint, dtype=getattr(torch, dtype), trust_remote_code=spec.trust_remote_code, **options
+        )
+        config = json.loads((Path(spec.checkpoint) / "config.json").read_text())
+        if config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config"):
+            self.weights_as = dtype
         if "device_map" not in options and spec.device != "cpu":
             self._model.to("cuda")  # ROCm's name for its devices too
         self._pad = self._model.config.get_text_config().pad_token_id or 0

@@ -49,12 +49,12 @@ class VllmEngine(Engine):
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
         self._engine: Any = None
-        self._folder: Path | None = Path(tempfile.mkdtemp(prefix="moecap-schedule-"))
         self._serial = 0
         options = dict(spec.options)
         unknown = set(options) - {"engine_args", "env", "multiprocessing", "prefix_caching"}
         if unknown:
             raise PermanentError(f"Engine {spec.name}: unknown option {sorted(unknown)[0]!r} in the catalogue.")
+        self._folder: Path | None = Path(tempfile.mkdtemp(prefix="moecap-schedule-"))
         self.in_process = not options.get("multiprocessing", False)
         # vLLM reads these when it is imported or when it builds its config.
         environment = {
