@@ -1,6 +1,6 @@
 """Bring a checkpoint to its place: downloaded from the hub and verified, or linked from a folder.
 
-params: source ({"hub", "revision"} or {"path"}), cache (shared cache folder or None); wildcards: model, precision.
+params: source ({"hub", "revision"} or {"path"}), cache (shared cache folder or None); wildcards: variant (model/precision).
 """
 
 from pathlib import Path
@@ -9,9 +9,10 @@ from moecap.hub import fetch
 from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
+    model, precision = job.wildcards.variant.split("/")
     fetch(
         job.params.source,
         Path(job.output.manifest).parent,
         cache=job.params.get("cache"),
-        facts={"model": job.wildcards.model, "precision": job.wildcards.get("precision", "bf16")},
+        facts={"model": model, "precision": precision},
     )
