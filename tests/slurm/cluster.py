@@ -11,6 +11,7 @@ jobs keep ``SLURM_CONF``. ``python -m tests.slurm.cluster`` starts one by hand a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import re
@@ -150,7 +151,6 @@ class Cluster:
     def _configure(self) -> None:
         host = socket.gethostname().split(".")[0]
         folder, munge = self.folder, self.run_folder
-        kinds_of_gpu = dict.fromkeys(kind for group in self.nodes for kind in group.gpus)
         lines = {
             "ClusterName": "test",
             "SlurmctldHost": f"{host}(127.0.0.1)",
@@ -158,7 +158,8 @@ class Cluster:
             "SlurmUser": "root",
             "SlurmdUser": "root",
             "AuthType": "auth/munge",
-            "AuthInfo": f"socket={munge}/munge.socket",
+            # A requeued job waits until its old credentials have expired: two minutes by default.
+            "AuthInfo": f"socket={munge}/munge.socket,cred_expire=6",
             "StateSaveLocation": f"{folder}/state",
             "SlurmctldPidFile": f"{folder}/slurmctld.pid",
             "SlurmctldLogFile": f"{folder}/slurmctld.log",
@@ -174,10 +175,10 @@ class Cluster:
             "SelectTypeParameters": "CR_Core_Memory",
             "SchedulerParameters": "bf_interval=2,sched_interval=2",
             "GresTypes": "gpu",
-            "AccountingStorageTRES": ",".join(["gres/gpu", *(f"gres/gpu:{k}" for k in kinds_of_gpu)]),
+            "MailProg": "/bin/true",
             "KillWait": "2",
             "MinJobAge": "300",
-            "ReturnToService": "2",
+            "ReturnToService": "1",
             "SlurmdTimeout": "30",
             "InactiveLimit": "0",
             "PropagateResourceLimits": "NONE",
@@ -243,7 +244,11 @@ class Cluster:
     def _run(self, program: str, *arguments: str, name: str | None = None) -> None:
         with (self.folder / f"{(name or program).replace(' ', '.')}.out").open("wb") as out:
             self._processes[name or program] = subprocess.Popen(
-                [_program(program), *arguments], stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                [_program(program), *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
 
     def _started_steps(self) -> list[str]:
@@ -284,6 +289,10 @@ class Cluster:
                     return found
             except subprocess.SubprocessError:
                 pass
+            dead = [name for name, p in self._processes.items() if p.poll() is not None]
+            if dead:
+                what += f" ({', '.join(dead)} ended)"
+                break
             time.sleep(0.1)
         logs = [p for p in [*self.folder.glob("*.out"), *self.folder.glob("slurm*.log")] if p.stat().st_size]
         tails = "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-1500:]}" for p in logs)
@@ -319,10 +328,10 @@ def parse_job(line: str) -> dict[str, str]:
 
 
 def tres(job: Mapping[str, str]) -> dict[str, str]:
-    """What a job asked for in all: ``cpu``, ``mem``, ``node``, ``gres/gpu`` …
+    """What a job asked for in all: ``cpu``, ``mem``, ``node``. (GPUs are in ``TresPerJob`` or ``TresPerNode``.)
 
-    >>> tres({"ReqTRES": "cpu=2,mem=1G,node=1,billing=2,gres/gpu=2,gres/gpu:a100=2"})["gres/gpu:a100"]
-    '2'
+    >>> tres({"TRES": "cpu=2,mem=1G,node=1,billing=2"})["mem"]
+    '1G'
     """
     text = job.get("ReqTRES") or job.get("TRES") or ""
     return dict(part.split("=", 1) for part in text.split(",") if "=" in part)
@@ -334,6 +343,11 @@ def _program(name: str) -> str | None:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def _die_with_parent() -> None:
+    """Linux: the daemon ends when the test that started it is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 _handed_out: set[int] = set()
