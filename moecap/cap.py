@@ -475,10 +475,35 @@ def pareto_frequency(
         costs = middle[cost] * (price / bought)
         if cost != "hardware_usd":
             costs = costs * (middle["output_tokens_per_s"] / speed)
-        shares = 1.0 - dominated(costs, accuracy, speed).mean(0)
+        keys = [tuple(r.get(k) for k in (*SCOPE[1:4], "accuracy", "accuracy_stderr")) for r in group]
+        number = {k: i for i, k in enumerate(dict.fromkeys(keys))}
+        same_accuracy = np.array([number[k] for k in keys])
+        alive = np.flatnonzero(~_always_dominated(costs, accuracy, speed, same_accuracy))
+        shares = np.zeros(len(group))
+        shares[alive] = 1.0 - dominated(costs[:, alive], accuracy[:, alive], speed[:, alive]).mean(0)
         for i, share in zip(chosen, shares, strict=True):
             result[i] = float(share)
     return result
+
+
+def _always_dominated(costs: np.ndarray, accuracy: np.ndarray, speed: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Points that one and the same other point beats in every draw, so that neither need be looked at draw by draw.
+
+    Leaving them out changes nothing: what they would beat, the one that beats them beats too.
+
+    Args:
+        costs, accuracy, speed: shape (draws, points).
+        same: per point, equal where two points share their accuracy.
+    """
+    (cost_low, accuracy_low, speed_low), (cost_high, accuracy_high, speed_high) = (
+        [end(axis=0) for end in ends]
+        for ends in ((costs.min, accuracy.min, speed.min), (costs.max, accuracy.max, speed.max))
+    )
+    found = np.zeros(costs.shape[1], bool)
+    for i in range(costs.shape[1]):
+        as_accurate = (same == same[i]) | (accuracy_low >= accuracy_high[i])
+        found[i] = (as_accurate & (cost_high < cost_low[i]) & (speed_low >= speed_high[i])).any()
+    return found
 
 
 def _draw(

@@ -112,7 +112,7 @@ def radar(
     """
     rows = _complete(table, [a.column for a in axes], positive=True)
     reference = reference or table["deployment"][0].as_py()
-    named = {r["deployment"] for r in rows}
+    named = set(_deployments(rows))
     for name in {reference, *(references or {}).values()}:
         if name not in named:
             raise NothingToDraw(
@@ -120,8 +120,11 @@ def radar(
             )
     anchors = {(r["deployment"], r["dataset"], r["batch_size"]): r for r in rows}
     batches = sorted({r["batch_size"] for r in rows if r["batch_size"] is not None})
+    names = _series(
+        [*dict.fromkeys((references or {}).values()), *([] if references else [reference]), *_deployments(rows)]
+    )
     points: list[Row] = []
-    for row in rows:
+    for row in (r for r in rows if r["deployment"] in names):
         anchor_name = (references or {}).get(row[panel], reference)
         same = anchors.get((anchor_name, row["dataset"], row["batch_size"]))
         anchor = same or next((r for r in rows if r["deployment"] == anchor_name), None)
@@ -146,7 +149,7 @@ def radar(
             )
     if not points:
         raise NothingToDraw("No deployment was measured at a dataset and batch size of the reference deployment.")
-    names = _series(p["deployment"] for p in points)
+    names = [n for n in _deployments(rows) if n in names]
     web = _web(axes)
     slider = None
     if len(batches) > 1:
@@ -197,9 +200,15 @@ def radar(
         "CAP radar",
         [
             f"Reference (the dashed triangle): {shown}. Further out is better on every axis.",
+            *_cut(names, rows),
             *([] if slider is None else [f"Drawn at batch size {batches[-1]} unless another is chosen."]),
         ],
     )
+
+
+def _deployments(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Deployments in order of appearance."""
+    return list(dict.fromkeys(r["deployment"] for r in rows))
 
 
 def _angle(corner: int, corners: int) -> float:
@@ -257,8 +266,12 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
     for value in dict.fromkeys(r[panel] for r in rows):
         group = [r for r in rows if r[panel] == value]
         _mark_frontier(group, cost)
-    names = _series(r["deployment"] for r in rows)
-    rows = [r for r in rows if r["deployment"] in names or r["frontier"]]
+    names = _series([*_deployments(r for r in rows if r["frontier"]), *_deployments(rows)])
+    names = [n for n in _deployments(rows) if n in names]
+    cut = _cut(names, rows)
+    kept = ("deployment", "batch_size", "accuracy", "accuracy_stderr", "pareto_frequency", "frontier", "staircase")
+    kept += ("labelled", panel, *(f"{c}{end}" for c in (cost, "output_tokens_per_s") for end in ("", "_low", "_high")))
+    rows = [{k: r[k] for k in kept} for r in rows if r["deployment"] in names]
     shares = [r["accuracy"] for r in rows]
     colour = alt.Color(
         "accuracy:Q",
@@ -322,6 +335,7 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
         [
             "Ringed: on the Pareto frontier of cost, accuracy and throughput; dashed: that of cost and throughput.",
             "Up and to the left is better. Bars: 95% intervals. Small numbers: batch size.",
+            *cut,
         ],
     )
 
@@ -406,7 +420,7 @@ def measured_bytes(rows: Sequence[Mapping[str, Any]], panel: str = "model") -> a
 
 
 def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMixin:
-    names = _series(p["deployment"] for p in points)
+    names = _series(_deployments(points))
     counts = [c for c in BYTE_COUNTS.values() if any(p["series"] == c for p in points)]
     batches = sorted({p["batch_size"] for p in points})
     order = list(BYTE_COUNTS.values())
@@ -443,7 +457,7 @@ def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMi
                 base.mark_point(filled=True, size=60, opacity=1).encode(shape=shape, tooltip=tips),
             ).properties(width=235, height=220, title=name)
         )
-    return finish(alt.concat(*panels, columns=3), title, [subtitle])
+    return finish(alt.concat(*panels, columns=3), title, [subtitle, *_cut(names, points)])
 
 
 # --- curves over batch size ---------------------------------------------------------------------------------------
@@ -459,13 +473,15 @@ def by_batch(table: pa.Table) -> alt.TopLevelMixin:
     ]
     if not rows:
         raise NothingToDraw("No row has a throughput or a time per output token.")
-    names = _series(r["deployment"] for r in rows)
+    names = _series(_deployments(rows))
+    cut = _cut(names, rows)
     rows = [r for r in rows if r["deployment"] in names]
     batches = sorted({r["batch_size"] for r in rows})
     panels = []
     for dataset in dict.fromkeys(r["dataset"] for r in rows):
         for column, (label, unit) in columns.items():
-            group = [r for r in rows if r["dataset"] == dataset and r[column] is not None]
+            kept = ("deployment", "dataset", "batch_size", column, f"{column}_low", f"{column}_high")
+            group = [{k: r[k] for k in kept} for r in rows if r["dataset"] == dataset and r[column] is not None]
             if not group:
                 continue
             values = [r[column] for r in group]
@@ -497,7 +513,9 @@ def by_batch(table: pa.Table) -> alt.TopLevelMixin:
                 base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=_shape(names), tooltip=tips)
             )
             panels.append(alt.layer(*layers).properties(width=330, height=210, title=_label(dataset)))
-    return finish(alt.concat(*panels, columns=2), "Throughput and latency against batch size", ["Bars: 95% intervals."])
+    return finish(
+        alt.concat(*panels, columns=2), "Throughput and latency against batch size", ["Bars: 95% intervals.", *cut]
+    )
 
 
 UTILIZATIONS = {
@@ -522,7 +540,7 @@ def utilization(table: pa.Table) -> alt.TopLevelMixin:
     if not rows:
         raise NothingToDraw("No row has a utilization.")
     rows = [r for r in rows if r["dataset"] == rows[0]["dataset"]]
-    names = _series(r["deployment"] for r in rows)
+    names = _series(_deployments(rows))
     batches = sorted({r["batch_size"] for r in rows})
     labels = list(UTILIZATIONS["Compute"].values())
     colour = alt.Color("series:N", title="count", scale=alt.Scale(domain=labels, range=list(COLOURS[:3])))
@@ -580,7 +598,10 @@ def utilization(table: pa.Table) -> alt.TopLevelMixin:
     return finish(
         alt.vconcat(*lines),
         "Utilization in decode",
-        [f"Share of the peak; {rows[0]['dataset']}. Bars: 95% intervals. Above 1 is not cut off: it is a warning."],
+        [
+            f"Share of the peak; {rows[0]['dataset']}. Bars: 95% intervals. Above 1 is not cut off: it is a warning.",
+            *_cut(names, rows),
+        ],
     )
 
 
@@ -969,8 +990,9 @@ def write_all(
     reference: str | None = None,
     routing: Mapping[str, Sequence[Row]] | None = None,
     formats: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
 ) -> dict[str, str]:
-    """Write every chart of :func:`draw_all` into ``folder`` as NAME.html, NAME.svg and NAME.png.
+    """Write every chart of :func:`draw_all` into ``folder`` as NAME.html, NAME.svg and NAME.png (or those in ``only``).
 
     Returns:
         Charts that there was no data for → why.
@@ -978,6 +1000,8 @@ def write_all(
     drawn, left_out = draw_all(table, reference, routing)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, chart in drawn.items():
+        if only and name not in only:
+            continue
         found = spec(chart)
         for suffix in formats or FORMATS:
             save(found, Path(folder) / f"{name}.{suffix}")
@@ -1018,6 +1042,12 @@ def _complete(table: pa.Table, columns: Sequence[str], positive: bool = False) -
 def _series(names: Iterable[str]) -> list[str]:
     """Distinct names in order of appearance, as many as there are colours."""
     return list(dict.fromkeys(names))[:MAX_SERIES]
+
+
+def _cut(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for the subtitle where there are more deployments than colours."""
+    total = len(_deployments(rows))
+    return [f"{len(names)} of {total} deployments are drawn; the tables have all."] if total > len(names) else []
 
 
 def _colour(names: Sequence[str]) -> alt.Color:
@@ -1071,3 +1101,34 @@ def _batch_axis(batches: Sequence[int]) -> alt.X:
 def _padded(values: Sequence[float]) -> list[float]:
     low, high = min(values), max(values)
     return [low, high] if high > low else [max(0.0, low - 0.05), high + 0.05]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m moecap.charts results/cap.parquet docs/img --only throughput-against-cost --format svg``."""
+    import argparse
+    import sys
+
+    parser = argparse.ArgumentParser(prog="python -m moecap.charts", description="Draw the charts of a CAP table.")
+    parser.add_argument("cap", help="cap.parquet")
+    parser.add_argument("folder", help="where to write NAME.FORMAT")
+    parser.add_argument("--reference", help="deployment that the radar measures against; default: the first")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of: {', '.join(STANDARD)}")
+    parser.add_argument("--format", nargs="+", dest="formats", default=FORMATS, metavar="FORMAT", help="html, svg, png")
+    given = parser.parse_args(arguments)
+    try:
+        for name in given.only or ():
+            if name not in STANDARD:
+                raise MoecapError(f"There is no chart {name!r}. {nearest(name, STANDARD)}")
+        left_out = write_all(
+            read_parquet(given.cap), given.folder, given.reference, formats=given.formats, only=given.only
+        )
+    except MoecapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, reason in left_out.items():
+        print(f"{name} is not drawn: {reason}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -24,7 +24,7 @@ from moecap.pages import render
 
 Row = dict[str, Any]
 
-MAX_ROWS = 3000  # a browser sorts this many rows at once without a pause; the rest is in cap.parquet
+MAX_ROWS = 500  # of each long table; the leaderboard has all deployments, cap.parquet has everything
 MAX_COMPARED = 8
 MAX_SAMPLES = 6
 MAX_TEXT = 1200

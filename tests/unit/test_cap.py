@@ -209,6 +209,16 @@ def test_pareto_frequency_is_certain_without_uncertainty_and_even_for_equals():
     assert cap.pareto_frequency([_point("a", 1, 0.9, 100), _point("b", 1, None, 9)]) == [1.0, None]
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 3)), max_size=12))
+def test_points_left_out_in_advance_change_nothing(points):
+    rows = [_point(str(p[3]), p[0], p[1] / 10, p[2] * 10, 0.1 * p[3], deployment=str(i)) for i, p in enumerate(points)]
+    expected = cap.pareto_frequency(rows, draws=50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cap, "_always_dominated", lambda costs, *_: np.zeros(costs.shape[1], bool))
+        assert cap.pareto_frequency(rows, draws=50) == expected
+
+
 def test_a_price_shared_by_a_machine_does_not_tell_its_deployments_apart():
     price = {"hardware": "m", "devices": 1, "hardware_usd": 100, "hardware_usd_low": 20, "hardware_usd_high": 500}
     rows = [_point("cheap", 1.0, 0.9, 100, **price), _point("dear", 1.1, 0.8, 90, **price)]

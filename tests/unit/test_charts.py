@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from moecap import cap, charts
 from moecap.errors import MoecapError
+from moecap.io import write_parquet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import synthetic
@@ -271,3 +272,12 @@ def test_unknown_format_is_refused(tmp_path, table):
 def test_same_table_same_bytes(table):
     first, second = (charts.to_html(charts.tradeoff(table), "x") for _ in range(2))
     assert first == second
+
+
+def test_command_draws_what_it_is_asked_for(tmp_path, table, capsys):
+    write_parquet(table, tmp_path / "cap.parquet")
+    call = [str(tmp_path / "cap.parquet"), str(tmp_path / "img"), "--format", "svg", "--only"]
+    assert charts.main([*call, "throughput-against-cost"]) == 0
+    assert [p.name for p in (tmp_path / "img").iterdir()] == ["throughput-against-cost.svg"]
+    assert charts.main([*call, "cap-rader"]) == 1
+    assert "Did you mean 'cap-radar'" in capsys.readouterr().err
