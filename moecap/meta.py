@@ -54,7 +54,7 @@ TOP_K_WORDS = (
 #: Config switches that turn a family's experts off.
 MOE_FLAGS = ("is_moe", "enable_moe_block")
 #: More than this share of a model in leftovers is refused, not counted as ``other``.
-OTHER_LIMIT = 0.05
+OTHER_LIMIT = 0.1
 #: Projections whose output the KV cache keeps: keys and values apart, both in one, or a compressed latent (MLA).
 KEY_WORDS = ("k_proj", "k", "key")
 VALUE_WORDS = ("v_proj", "v", "value")
@@ -213,7 +213,7 @@ def load_config(source: str | Path | Mapping[str, Any]) -> PretrainedConfig:
         ) from error
 
 
-def build(config: PretrainedConfig) -> PreTrainedModel:
+def build(config: PretrainedConfig, device: str = "meta") -> PreTrainedModel:
     """The model on the meta device: shapes without memory, in well under a second.
 
     Raises:
@@ -233,7 +233,7 @@ def build(config: PretrainedConfig) -> PreTrainedModel:
         raise Refused(f"transformers has no class that generates text for {type(config).__name__}.")
     candidate = _without_quantization(candidate)
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device(device), _quiet():
             return auto.from_config(candidate)
     except Exception as error:
         raise MoecapError(
@@ -289,6 +289,7 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> Skeleton:
     prefix_of_body = _path_of(model, body)
     types, windows = _cache_types(text)
     decoder_index = 0
+    per_layer = dict(enumerate(text.per_layer_config))
     buffers: dict[str, tuple[str, int | None]] = {}
     left_over: list[str] = []
     for stack_path, stack in stacks:
@@ -296,7 +297,8 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> Skeleton:
         for index, module in enumerate(stack):
             number = len(layers)
             prefix = ".".join(x for x in (*prefix_of_body, *stack_path, str(index)) if x)
-            reading = _LayerReader(module, prefix, hidden, text)
+            own = text if encoder else per_layer.get(decoder_index, text)
+            reading = _LayerReader(module, prefix, hidden, own)
             for parameter in _parameters(module):
                 if id(parameter.tensor) in seen:
                     continue
@@ -305,7 +307,9 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> Skeleton:
                 name = f"{prefix}.{'.'.join(parameter.path)}"
                 if component == "other":
                     left_over.append(name)
-                parts.append(Part(name, parameter.shape, component, number, reading.matrices(parameter, component)))
+                kv, replicated = reading.attention_split(parameter) if component == "attention" else (0, 0)
+                matrices = reading.matrices(parameter, component)
+                parts.append(Part(name, parameter.shape, component, number, matrices, False, kv, replicated))
             for path, owner in _buffers(module):
                 holder = _Parameter(path, owner, torch.empty(0, device="meta"))
                 buffers[f"{prefix}.{'.'.join(path)}"] = (reading.component(holder), number)
@@ -446,6 +450,8 @@ class _LayerReader:
                 rows, columns = columns, rows
             halves = 2 if "gate_up" in parameter.path[-1] else 1
             return (Matrix(rows // halves, columns, name, halves * self.experts),)
+        if len(shape) == 3 and not _is_convolution(parameter.owner):
+            return (Matrix(shape[1], shape[2], name, shape[0]),)
         plain = _is_linear(parameter) and component != "router"
         return (Matrix(shape[0], prod(shape[1:]), name, quantizable=plain and len(shape) == 2),)
 
@@ -456,7 +462,7 @@ class _LayerReader:
         for name, module in self.modules.items():
             own = list(module.parameters(recurse=False))
             by_word = name.rpartition(".")[2] in EXPERT_WORDS and any(True for _ in module.parameters())
-            by_shape = any(p.ndim == 3 for p in own) and not _is_convolution(module)
+            by_shape = any(p.ndim == 3 for p in own) and not _is_convolution(module) and SHARED_WORD not in name
             if by_word or (by_shape and not any(name == r or name.startswith(f"{r}.") for r in roots)):
                 roots.append(name)
         roots = [r for r in roots if not any(r != o and r.startswith(f"{o}.") for o in roots)]
@@ -909,6 +915,79 @@ def from_shapes(shapes: Mapping[str, Any]) -> Skeleton:
     return Skeleton(tuple(parts), tuple(layers), bool(shapes["tied_embeddings"]), hidden, vocab)
 
 
+# -- held against the running model
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a real forward pass of a (small) model kept and did."""
+
+    kv_elements_per_token: int
+    state_elements: int
+    top_k: int
+
+
+def measure(config: PretrainedConfig, tokens: tuple[int, int] = (5, 9)) -> Measured:
+    """Run a small model on random weights and read its cache and its routing: the count's independent check.
+
+    The KV per token is the growth of the cache between two prompt lengths (both below any window); ``top_k`` is the
+    number of expert ids per token that reach the block of experts, 0 if none do. The model is built for real, so its
+    config must be small.
+
+    Raises:
+        MoecapError: the model cannot be built or run.
+    """
+    import torch
+
+    caches = []
+    chosen: set[int] = set()
+    model = build(config, device="cpu").eval().float()
+
+    def spy(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int64) and value.ndim >= 2:
+                chosen.add(int(value.shape[-1]))
+
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in EXPERT_WORDS:
+            module.register_forward_pre_hook(spy, with_kwargs=True)
+    with torch.no_grad(), _quiet():
+        for length in tokens:
+            ids = torch.arange(2, 2 + length).remainder(16)[None]
+            extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+            try:
+                caches.append(model(input_ids=ids, use_cache=True, **extra).past_key_values)
+            except Exception as error:
+                raise MoecapError(f"The model does not run: {type(error).__name__}: {_first_line(error)}") from error
+    kept = [_cache_elements(cache) for cache in caches]
+    grown = (kept[1][0] - kept[0][0]) // (tokens[1] - tokens[0])
+    return Measured(grown, kept[1][1], max(chosen, default=0))
+
+
+def _cache_elements(cache: Any) -> tuple[int, int]:
+    """Elements that a cache holds: per-token ones, and constant state."""
+    import torch
+
+    growing = constant = 0
+    cache = getattr(cache, "self_attention_cache", cache)
+    constant += sum(t.numel() for t in getattr(cache, "linear_cache", ()) if isinstance(t, torch.Tensor))
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            tensors = (
+                list(value.values())
+                if isinstance(value, dict)
+                else value
+                if isinstance(value, (list, tuple))
+                else [value]
+            )
+            count = sum(t.numel() for t in tensors if isinstance(t, torch.Tensor) and t.ndim > 1)
+            if "conv" in name or "recurrent" in name or "state" in name:
+                constant += count
+            else:
+                growing += count
+    return growing, constant
+
+
 # -- small things
 
 
@@ -962,7 +1041,10 @@ def _attribute(holders: Iterable[Any], words: Iterable[str]) -> Any:
     holders = tuple(holders)
     for word in words:
         for holder in holders:
-            value = getattr(holder, word, None)
+            try:
+                value = getattr(holder, word, None)
+            except Exception:  # a config whose layers differ refuses to answer for all of them
+                continue
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
     return None

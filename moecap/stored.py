@@ -151,15 +151,22 @@ class Recipe:
 
 
 _PLAIN_BITS = {"bf16": 16, "fp16": 16, "fp32": 32}
-#: Recipes that need no catalogue: what llmcompressor and the released checkpoints write.
-_BUILT_IN = {
-    "int8": {"weight_bits": 8},
-    "int4": {"weight_bits": 4, "group_size": 128, "word_bits": 32, "index_bytes": 16},
-    "fp8": {"weight_bits": 8},
-    "mxfp4": {"weight_bits": 4, "group_size": 32, "scale_bits": 8, "components": ["routed_experts"]},
+#: How llmcompressor's schemes store weights; other keys of a precision's recipe go over these.
+SCHEMES: dict[str, dict[str, Any]] = {
+    "W8A8": {"weight_bits": 8},
+    "W8A16": {"weight_bits": 8, "word_bits": 32, "index_bytes": 16},
+    "W4A16": {"weight_bits": 4, "group_size": 128, "word_bits": 32, "index_bytes": 16},
+    "W4A16_ASYM": {"weight_bits": 4, "group_size": 128, "word_bits": 32, "index_bytes": 16, "symmetric": False},
+    "FP8": {"weight_bits": 8, "group_size": 0},
+    "FP8_DYNAMIC": {"weight_bits": 8},
+    "FP8_BLOCK": {"weight_bits": 8, "block": [128, 128]},
+    "MXFP4": {"weight_bits": 4, "group_size": 32, "scale_bits": 8, "word_bits": 8},
+    "NVFP4": {"weight_bits": 4, "group_size": 16, "scale_bits": 8, "word_bits": 8, "index_bytes": 4},
 }
-#: llmcompressor leaves these as they are in every recipe here.
-_IGNORED = ("re:.*lm_head", "re:.*gate$", "re:.*router", "re:.*shared_expert_gate")
+#: Precisions that need no catalogue.
+_BUILT_IN = {"int8": "W8A8", "int4": "W4A16", "fp8": "FP8_DYNAMIC", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}
+#: What stays as it is where a recipe does not say: as in every recipe of the catalogue.
+_IGNORED = ("lm_head", "re:.*gate$", "re:.*router.*")
 
 
 def dtype_precision(dtype: str) -> str:
@@ -211,16 +218,19 @@ def resolve_precision(precision: str | Mapping[str, Any], catalogue: str | Path 
     if precision in _PLAIN_BITS:
         return Recipe(precision, rest_bits=_PLAIN_BITS[precision], quantized=False)
     entries = _precisions(catalogue)
-    entry = entries.get(precision)
-    if isinstance(entry, Mapping):
-        stored = entry.get("stored") or entry.get("bytes")
-        if isinstance(stored, Mapping):
-            return recipe_from_dict(precision, stored)
-        own = {k: v for k, v in entry.items() if k in Recipe.__dataclass_fields__ and k != "name" and v is not None}
-        if isinstance(own.get("weight_bits"), int):
-            return recipe_from_dict(precision, own)
-    if precision in _BUILT_IN:
-        return recipe_from_dict(precision, _BUILT_IN[precision])
+    entry = entries.get(precision, {"scheme": _BUILT_IN.get(precision)})
+    own = {**entry, **(entry.get("recipe") or {})}
+    scheme = own.get("scheme")
+    if scheme in _PLAIN_BITS:
+        return Recipe(precision, rest_bits=_PLAIN_BITS[scheme], quantized=False)
+    stored = {key: value for key, value in own.items() if key in Recipe.__dataclass_fields__ and key != "name"}
+    if scheme in SCHEMES or "weight_bits" in stored:
+        return recipe_from_dict(precision, {**SCHEMES.get(scheme, {}), **stored})
+    if precision in entries:
+        raise MoecapError(
+            f"Precision {precision!r} has scheme {scheme!r}, and how that stores weights is not known. "
+            f"{nearest(scheme, SCHEMES)} Or state `weight_bits` (and `group_size`, `symmetric`) in its `recipe`."
+        )
     raise MoecapError(
         f"Precision {precision!r} is not known. {nearest(precision, {*entries, *_BUILT_IN, *_PLAIN_BITS})} Add it to "
         "config/catalogue/precisions.yaml with `weight_bits` and `group_size`."
