@@ -645,7 +645,10 @@ def _check_checkpoint(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
 
     check_checkpoint(checkpoint)
     if manifest.get("size_bytes", VERIFY_BYTES) < VERIFY_BYTES:
-        verify_manifest(checkpoint)
+        try:
+            verify_manifest(checkpoint)
+        except MoecapError as error:  # the same bytes are there the next time
+            raise PermanentError(str(error)) from error
 
 
 def prepare_workloads(
