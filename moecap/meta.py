@@ -51,6 +51,8 @@ TOP_K_WORDS = (
     "top_k_experts",
     "num_selected_experts",
 )
+#: How configs call the layers of multi-token prediction that a checkpoint has after its last one.
+EXTRA_LAYER_WORDS = ("num_nextn_predict_layers", "num_mtp_modules", "num_mtp_layers", "mtp_num_hidden_layers")
 #: Config switches that turn a family's experts off.
 MOE_FLAGS = ("is_moe", "enable_moe_block")
 #: More than this share of a model in leftovers is refused, not counted as ``other``.
@@ -151,6 +153,8 @@ class Skeleton:
     quantization: Mapping[str, Any] | None = None
     buffers: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     renamings: Any = None
+    extra_layers: int = 0
+    ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -282,7 +286,7 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> Skeleton:
     if not stacks:
         raise Refused(f"{type(model).__name__}: no list of layers with attention or experts was found.")
 
-    names = {id(p): n for n, p in model.named_parameters(remove_duplicate=False)}
+    names = {id(p): n for n, p in reversed([*model.named_parameters(remove_duplicate=False)])}
     seen: set[int] = set()
     parts: list[Part] = []
     layers: list[Layer] = []
@@ -363,6 +367,8 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> Skeleton:
         quantization=_quantization(config),
         buffers=buffers,
         renamings=_conversions(model),
+        extra_layers=_attribute((config, text), EXTRA_LAYER_WORDS) or 0,
+        ignored=tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
         notes=notes,
     )
 

@@ -489,6 +489,7 @@ class _Places:
         self.stacks = {prefix.rpartition(".")[0] for prefix in self.layer_prefixes}
         self.renamings, self.converters = _split(structure.renamings)
         self.tied = structure.tied_embeddings
+        self.extra_layers, self.ignored = structure.extra_layers, structure.ignored
         self._cache: dict[str, str] = {}
 
     def renamed(self, name: str) -> str:
@@ -556,14 +557,17 @@ class _Places:
             stack = next(s for s in self.stacks if new.startswith(f"{s}."))
             index = new[len(stack) + 1 :].partition(".")[0]
             count = sum(prefix.startswith(f"{stack}.") for prefix in self.layer_prefixes)
-            # Layers after the last one are multi-token prediction, where the config says so or the names do.
-            return "mtp" if index.isdigit() and int(index) >= count and self.allow_extra_layers else None
+            # Layers after the last one are multi-token prediction where the config or transformers says so.
+            within = index.isdigit() and count <= int(index) < count + self.extra_layers
+            return "mtp" if within or self._ignored(name) else None
         if self.tied and new.partition(".")[0] in {"lm_head", "output"}:
             return "lm_head (tied)"
         words = set(re.split(r"[._\d]+", name.lower())) | set(name.lower().split("."))
-        return next((reason for word, reason in UNREAD_WORDS.items() if word in words), None)
+        reason = next((reason for word, reason in UNREAD_WORDS.items() if word in words), None)
+        return reason or ("ignored by transformers" if self._ignored(name) else None)
 
-    allow_extra_layers = True
+    def _ignored(self, name: str) -> bool:
+        return any(re.search(pattern, n) for pattern in self.ignored for n in (name, self.renamed(name)))
 
 
 def _split(transforms: Any) -> tuple[list[Any], list[Any]]:

@@ -263,7 +263,8 @@ def test_files_that_are_no_config(tmp_path):
 
 def test_two_sets_of_experts_are_refused_by_name():
     config = {"model_type": "jetmoe", "hidden_size": 32, "num_hidden_layers": 1, "kv_channels": 8,
-              "intermediate_size": 32, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 64}  # fmt: skip
+              "intermediate_size": 32, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+              "vocab_size": 64}  # fmt: skip
     with pytest.raises(Refused, match="more than one set of routed experts"):
         anatomy(config)
 
