@@ -26,6 +26,7 @@ from moecap.cap import dominated
 from moecap.errors import MoecapError, nearest
 from moecap.io import atomic_path, read_parquet
 from moecap.pages import render
+from moecap.paper import FIGURE_4, FIGURE_5
 
 Row = dict[str, Any]
 
@@ -33,6 +34,8 @@ Row = dict[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 MAX_SERIES = len(COLOURS)
+MAX_PANELS = 12
+MAX_POINTS = 1500
 FORMATS = ("html", "svg", "png")
 FONT = "Arimo, Liberation Sans, Helvetica, Arial, sans-serif"
 INK = {"light": ("#1b1f24", "#57606a", "#d8dee4"), "dark": ("#e6edf3", "#9da7b3", "#363d46")}
@@ -93,117 +96,125 @@ def radar(
     table: pa.Table,
     reference: str | None = None,
     axes: Sequence[Axis] = CAP_AXES,
-    panel: str = "dataset",
     references: Mapping[str, str] | None = None,
 ) -> alt.TopLevelMixin:
-    """CAP radar: one triangle per deployment, one panel per value of ``panel``, a slider for the batch size.
+    """CAP radar: a triangle per deployment, a panel per dataset (and model, where there are several).
+
+    What a row is measured against, at its dataset and batch size: ``references`` by model, else the row's own
+    ``cap_reference``, else ``reference``, else the first deployment.
 
     Args:
         table: the CAP table.
-        reference: deployment that the axes are measured against, at the same dataset and batch size; by default that
-            of the first row.
+        reference: deployment that the axes are measured against.
         axes: what the corners are.
-        panel: column that tells panels apart.
-        references: value of ``panel`` → deployment, where panels have references of their own.
+        references: model → deployment, where models have references of their own.
 
     Raises:
-        NothingToDraw: no row has all axes.
-        MoecapError: the reference is no deployment of the table.
+        NothingToDraw: no row has all axes and a reference.
     """
     rows = _complete(table, [a.column for a in axes], positive=True)
-    reference = reference or table["deployment"][0].as_py()
-    named = set(_deployments(rows))
-    for name in {reference, *(references or {}).values()}:
-        if name not in named:
+    default = reference or table["deployment"][0].as_py()
+    for name in {default, *(references or {}).values()} - set(_deployments(rows)):
+        if reference or references:
             raise NothingToDraw(
-                f"Reference deployment {name!r} has no row with cost, accuracy and throughput. {nearest(name, named)}"
+                f"Reference deployment {name!r} has no row with cost, accuracy and throughput. "
+                f"{nearest(name, _deployments(rows))}"
             )
-    anchors = {(r["deployment"], r["dataset"], r["batch_size"]): r for r in rows}
-    batches = sorted({r["batch_size"] for r in rows if r["batch_size"] is not None})
-    names = _series(
-        [*dict.fromkeys((references or {}).values()), *([] if references else [reference]), *_deployments(rows)]
-    )
-    points: list[Row] = []
-    for row in (r for r in rows if r["deployment"] in names):
-        anchor_name = (references or {}).get(row[panel], reference)
-        same = anchors.get((anchor_name, row["dataset"], row["batch_size"]))
-        anchor = same or next((r for r in rows if r["deployment"] == anchor_name), None)
-        if anchor is None or (same is None and row["batch_size"] is not None):
-            continue
-        for i, axis in enumerate(axes):
-            distance = radial(row[axis.column], anchor[axis.column], axis)
-            angle = _angle(i, len(axes))
-            points.append(
-                {
-                    "panel": row[panel],
-                    "deployment": row["deployment"],
-                    "batch_size": row["batch_size"],
-                    "corner": i,
-                    "axis": axis.label,
-                    "value": row[axis.column],
-                    "unit": UNITS.get(axis.column, axis.column),
-                    "against": f"{row[axis.column] / anchor[axis.column]:.3g} × {anchor_name}",
-                    "x": distance * math.cos(angle),
-                    "y": distance * math.sin(angle),
-                }
-            )
-    if not points:
-        raise NothingToDraw("No deployment was measured at a dataset and batch size of the reference deployment.")
-    names = [n for n in _deployments(rows) if n in names]
-    web = _web(axes)
-    slider = None
-    if len(batches) > 1:
-        slider = alt.param(
-            name="radar_batch_size",
-            value=batches[-1],
-            bind=alt.binding_select(options=batches, name="batch size "),
-        )
-    # A legend has one chart's data; the shared scale lists every deployment in every panel.
-    colour = _colour(names)
-    panels = []
-    for value in dict.fromkeys(p["panel"] for p in points):
-        data = alt.Data(values=[p for p in points if p["panel"] == value])
-        base = alt.Chart(data)
-        if slider is not None:
-            base = base.transform_filter("datum.batch_size == radar_batch_size")
-        place = {"x": _bare("x"), "y": _bare("y"), "order": alt.Order("corner:Q")}
-        shape = base.mark_line(interpolate="linear-closed", filled=True, fillOpacity=0.06, strokeWidth=0)
-        outline = base.mark_line(interpolate="linear-closed", strokeWidth=2)
-        dots = base.mark_point(filled=True, size=55, opacity=1)
-        panels.append(
-            alt.layer(
-                *web,
-                shape.encode(**place, color=colour, detail="deployment:N"),
-                outline.encode(**place, color=colour, detail="deployment:N"),
-                dots.encode(
-                    x=_bare("x"),
-                    y=_bare("y"),
-                    color=colour,
-                    shape=_shape(names),
-                    tooltip=[
-                        _tip("deployment:N", "deployment"),
-                        _tip("axis:N", "axis"),
-                        _tip("value:Q", "value", ".4~g"),
-                        _tip("unit:N", "unit"),
-                        _tip("against:N", "against the reference"),
-                        _tip("batch_size:Q", "batch size"),
-                    ],
-                ),
-            ).properties(width=390, height=300, title=alt.Title(_label(value), anchor="middle"))
-        )
+    measured = {(r["deployment"], r["dataset"], r["batch_size"]): r for r in rows}
+    several = len({r["model"] for r in rows}) > 1
+    pairs: list[tuple[str, Row, Row]] = []
+    for row in rows:
+        name = (references or {}).get(row["model"]) or row["cap_reference"] or default
+        anchor = measured.get((name, row["dataset"], row["batch_size"]))
+        if anchor is None:  # the reference's only point on that dataset, as the classes have it
+            points_of = [r for r in rows if (r["deployment"], r["dataset"]) == (name, row["dataset"])]
+            anchor = points_of[0] if len(points_of) == 1 else None
+        if anchor is not None:
+            panel = f"{row['model']}, {row['dataset']}" if several else str(row["dataset"])
+            pairs.append((panel, row, anchor))
+    if not pairs:
+        raise NothingToDraw("No deployment was measured at a dataset and batch size of its reference deployment.")
+
+    batches = sorted({row["batch_size"] for _, row, _ in pairs if row["batch_size"] is not None})
+    choose = len(batches) > 1 and all(row["batch_size"] is not None for _, row, _ in pairs)
+    if not choose:  # one point per deployment: the one with the largest batch
+        largest = {(pair[0], pair[1]["deployment"]): pair for pair in sorted(pairs, key=_by_batch_size)}
+        pairs = [pair for pair in pairs if largest[pair[0], pair[1]["deployment"]] is pair]
+    by_panel: dict[str, list[tuple[Row, Row]]] = {}
+    for panel, row, anchor in pairs:
+        by_panel.setdefault(panel, []).append((row, anchor))
+    everyone = _deployments(row for _, row, _ in pairs)
+    own_legends = len(everyone) > MAX_SERIES and len(by_panel) > 1
+    anchored = _deployments(anchor for _, _, anchor in pairs)
+
+    web, panels, cut = _web(axes), [], False
+    for panel, group in list(by_panel.items())[:MAX_PANELS]:
+        present = _deployments(row for row, _ in group) if own_legends else everyone
+        names = _series([*(n for n in anchored if n in present), *present])
+        names = [n for n in present if n in names]
+        cut |= len(names) < len(present)
+        points = [p for row, anchor in group if row["deployment"] in names for p in _corners(row, anchor, axes)]
+        panels.append(_radar_panel(points, web, names, choose).properties(title=alt.Title(panel, anchor="middle")))
     chart = alt.concat(*panels, columns=2)
-    if slider is not None:
-        chart = chart.add_params(slider)
-    shown = " by model" if references else reference
-    return finish(
-        chart,
-        "CAP radar",
-        [
-            f"Reference (the dashed triangle): {shown}. Further out is better on every axis.",
-            *_cut(names, rows),
-            *([] if slider is None else [f"Drawn at batch size {batches[-1]} unless another is chosen."]),
-        ],
-    )
+    if own_legends:
+        chart = chart.resolve_scale(color="independent", shape="independent")
+    if choose:
+        options = alt.binding_select(options=batches, name="batch size ")
+        chart = chart.add_params(alt.param(name="radar_batch_size", value=batches[-1], bind=options))
+    notes = [f"Reference (the dashed triangle): {', '.join(anchored)}. Further out is better on every axis."]
+    if cut or len(by_panel) > MAX_PANELS:
+        notes.append(f"Up to {MAX_SERIES} deployments in up to {MAX_PANELS} panels are drawn; the tables have all.")
+    if choose:
+        notes.append(f"Drawn at batch size {batches[-1]} unless another is chosen.")
+    return finish(chart, "CAP radar", notes)
+
+
+def _by_batch_size(pair: tuple[str, Row, Row]) -> int:
+    return pair[1]["batch_size"] or 0
+
+
+def _corners(row: Row, anchor: Row, axes: Sequence[Axis]) -> list[Row]:
+    found = []
+    for i, axis in enumerate(axes):
+        distance = radial(row[axis.column], anchor[axis.column], axis)
+        angle = _angle(i, len(axes))
+        found.append(
+            {
+                "deployment": row["deployment"],
+                "dataset": row["dataset"],
+                "batch_size": row["batch_size"],
+                "corner": i,
+                "axis": axis.label,
+                "value": row[axis.column],
+                "unit": UNITS.get(axis.column, axis.column),
+                "against": f"{row[axis.column] / anchor[axis.column]:.3g} × {anchor['deployment']}",
+                "x": distance * math.cos(angle),
+                "y": distance * math.sin(angle),
+            }
+        )
+    return found
+
+
+def _radar_panel(points: list[Row], web: Sequence[alt.Chart], names: Sequence[str], choose: bool) -> alt.LayerChart:
+    base = alt.Chart(alt.Data(values=points))
+    if choose:
+        base = base.transform_filter("datum.batch_size == radar_batch_size")
+    place = {"x": _bare("x"), "y": _bare("y"), "color": _colour(names)}
+    line = {**place, "order": alt.Order("corner:Q"), "detail": "deployment:N"}
+    shape = base.mark_line(interpolate="linear-closed", filled=True, fillOpacity=0.06, strokeWidth=0)
+    outline = base.mark_line(interpolate="linear-closed", strokeWidth=2)
+    dots = base.mark_point(filled=True, size=55, opacity=1)
+    tips = [
+        _tip("deployment:N", "deployment"),
+        _tip("axis:N", "axis"),
+        _tip("value:Q", "value", ".4~g"),
+        _tip("unit:N", "unit"),
+        _tip("against:N", "against the reference"),
+        _tip("batch_size:Q", "batch size"),
+    ]
+    return alt.layer(
+        *web, shape.encode(**line), outline.encode(**line), dots.encode(**place, shape=_shape(names), tooltip=tips)
+    ).properties(width=390, height=300)
 
 
 def _deployments(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -263,15 +274,34 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
     all three. The line joins those of them that are on the frontier of cost and throughput alone.
     """
     rows = _complete(table, [cost, "accuracy", "output_tokens_per_s"], positive=True)
+    if len(rows) > 1 and len({r[cost] for r in rows}) == 1:
+        raise NothingToDraw(f"Every point has the same cost ({UNITS[cost]}: {rows[0][cost]:,.6g}).")
     for value in dict.fromkeys(r[panel] for r in rows):
-        group = [r for r in rows if r[panel] == value]
-        _mark_frontier(group, cost)
-    names = _series([*_deployments(r for r in rows if r["frontier"]), *_deployments(rows)])
-    names = [n for n in _deployments(rows) if n in names]
-    cut = _cut(names, rows)
-    kept = ("deployment", "batch_size", "accuracy", "accuracy_stderr", "pareto_frequency", "frontier", "staircase")
-    kept += ("labelled", panel, *(f"{c}{end}" for c in (cost, "output_tokens_per_s") for end in ("", "_low", "_high")))
-    rows = [{k: r[k] for k in kept} for r in rows if r["deployment"] in names]
+        _mark_frontier([r for r in rows if r[panel] == value], cost)
+    told, kinds = _told_apart(rows)
+    kept = (
+        told,
+        "deployment",
+        "batch_size",
+        "accuracy",
+        "accuracy_stderr",
+        "pareto_frequency",
+        "frontier",
+        "staircase",
+    )
+    kept += ("label", panel, *(f"{c}{end}" for c in (cost, "output_tokens_per_s") for end in ("", "_low", "_high")))
+    if told == "deployment":
+        for row in rows:
+            row["label"] = "" if row["batch_size"] is None or not row["fastest"] else str(row["batch_size"])
+        labels = "Small numbers: batch size."
+    else:  # too many for a legend: the names of those on the frontier stand beside them
+        for row in rows:
+            row["label"] = row["deployment"] if row["frontier"] else ""
+        labels = "Names: deployments on the frontier."
+    if len(rows) > MAX_POINTS:  # a browser draws these without a pause; of the others the fastest are kept
+        rows = sorted(rows, key=lambda r: (not r["frontier"], -r["output_tokens_per_s"]))[:MAX_POINTS]
+        labels += f" The {MAX_POINTS} fastest points, and the frontier."
+    rows = [{k: r[k] for k in kept} for r in rows]
     shares = [r["accuracy"] for r in rows]
     colour = alt.Color(
         "accuracy:Q",
@@ -310,7 +340,7 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
                 x=x,
                 y=y,
                 color=colour,
-                shape=_shape(names),
+                shape=_shape(kinds, told),
                 tooltip=[
                     _tip("deployment:N", "deployment"),
                     _tip("batch_size:Q", "batch size"),
@@ -322,11 +352,10 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
                 ],
             )
         )
-        batch_labels = [r for r in group if r["batch_size"] is not None and r["labelled"]]
         layers.append(
-            alt.Chart(alt.Data(values=batch_labels))
+            alt.Chart(alt.Data(values=[r for r in group if r["label"]]))
             .mark_text(dy=-15, fontSize=9.5, style="faint")
-            .encode(x=x, y=y, text="batch_size:N")
+            .encode(x=x, y=y, text="label:N")
         )
         panels.append(alt.layer(*layers).properties(width=330, height=270, title=_label(value)))
     return finish(
@@ -334,8 +363,7 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
         "Throughput against cost",
         [
             "Ringed: on the Pareto frontier of cost, accuracy and throughput; dashed: that of cost and throughput.",
-            "Up and to the left is better. Bars: 95% intervals. Small numbers: batch size.",
-            *cut,
+            f"Up and to the left is better. Bars: 95% intervals. {labels}",
         ],
     )
 
@@ -347,12 +375,21 @@ def _mark_frontier(rows: Sequence[Row], cost: str) -> None:
     beaten, beaten_2d = dominated(c, a, t), dominated(c, np.zeros_like(a), t)
     fastest: dict[Any, Row] = {}
     for row, hidden, off_line in zip(rows, beaten, beaten_2d, strict=True):
-        row["frontier"], row["staircase"], row["labelled"] = not hidden, not off_line, False
+        row["frontier"], row["staircase"], row["fastest"] = not hidden, not off_line, False
         key = row["batch_size"]
         if key not in fastest or row["output_tokens_per_s"] > fastest[key]["output_tokens_per_s"]:
             fastest[key] = row
     for row in fastest.values():  # one label per batch size, at its fastest point: the others lie close by
-        row["labelled"] = True
+        row["fastest"] = True
+
+
+def _told_apart(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """The column that shapes stand for, and its values: the finest of which there are no more than shapes."""
+    for column in ("deployment", "precision", "engine", "model"):
+        values = list(dict.fromkeys(r[column] for r in rows if r[column] is not None))
+        if 0 < len(values) <= MAX_SERIES:
+            return column, values
+    return "status", list(dict.fromkeys(r["status"] for r in rows))
 
 
 # --- bytes ---------------------------------------------------------------------------------------------------------
@@ -730,27 +767,36 @@ def _layer_legend(layers: Sequence[int]) -> alt.Legend:
 
 
 def paper_figure(
-    table: pa.Table, references: Mapping[str, str], dataset: str, title: str, models: Sequence[str] | None = None
+    table: pa.Table, references: Mapping[str, str], dataset: str, title: str, source: str | None = None
 ) -> alt.TopLevelMixin:
     """CAP radars as in the paper's Figures 4 and 5: one panel per model, against a reference deployment each.
 
     Args:
-        table: the CAP table of the paper's rows.
-        references: model → deployment whose values are the dashed triangle.
-        dataset: whose rows to draw (``GSM8K`` in the paper).
-        models: which models, in order; by default those of ``references``.
+        table: the CAP table with the paper's rows.
+        references: model → deployment whose values are the dashed triangle; panels are in this order.
+        dataset: whose rows to draw.
+        source: only rows whose ``source`` ends so (``Table 3``).
+
+    Raises:
+        NothingToDraw: the table has no such rows.
     """
-    wanted = list(models or references)
-    rows = [r for r in table.to_pylist() if r["dataset"] == dataset and r["model"] in wanted]
-    rows.sort(key=lambda r: wanted.index(r["model"]))
+    order = list(references)
+    rows = [r for r in table.to_pylist() if r["dataset"] == dataset and r["model"] in references]
+    rows = [r for r in rows if source is None or (r["source"] or "").endswith(source)]
     if not rows:
-        raise NothingToDraw(f"No row for dataset {dataset!r} and models {', '.join(wanted)}.")
-    part = pa.Table.from_pylist(rows, schema=table.schema)
+        raise NothingToDraw(f"No row for dataset {dataset!r} and models {', '.join(order)}.")
+    rows.sort(key=lambda r: order.index(r["model"]))
     chart = radar(
-        part, references[wanted[0]], (COST_TO_BUY, ACCURACY, PERFORMANCE), panel="model", references=references
+        pa.Table.from_pylist(rows, schema=table.schema),
+        axes=(COST_TO_BUY, ACCURACY, PERFORMANCE),
+        references=references,
     )
-    shown = ", ".join(references[m] for m in wanted)
-    return finish(chart, title, [f"{dataset}. Dashed: {shown}. Further out is better on every axis."])
+    shown = ", ".join(references.values())
+    return finish(
+        chart.resolve_scale(color="independent", shape="independent"),
+        title,
+        [f"{dataset}, as printed. Reference (the dashed triangle): {shown}. Further out is better on every axis."],
+    )
 
 
 # --- all of them ---------------------------------------------------------------------------------------------------
@@ -771,6 +817,11 @@ STANDARD: dict[str, tuple[str, str, Draw]] = {
         "Each point is a deployment at one batch size, coloured by accuracy. No other point is better in one of cost, "
         "accuracy and throughput and no worse in the others where there is a ring.",
         lambda table, _: tradeoff(table),
+    ),
+    "throughput-against-purchase": (
+        "trade-off",
+        "The same with the cost of buying the deployment. What is cheap per token need not be cheap to buy.",
+        lambda table, _: tradeoff(table, "hardware_usd"),
     ),
     "throughput-and-latency": (
         "performance",
@@ -808,6 +859,21 @@ ROUTING: dict[str, tuple[str, str, Callable[[Sequence[Row], str], alt.TopLevelMi
 }
 
 
+#: The paper's figures, drawn where the table has its rows: name → (section, caption, function of the table).
+PAPER: dict[str, tuple[str, str, Callable[[pa.Table], alt.TopLevelMixin]]] = {
+    "paper-figure-4": (
+        "trade-off",
+        "The paper's Figure 4 from its Table 3: equal cost, precision traded for throughput.",
+        lambda table: paper_figure(table, FIGURE_4, "gsm8k", "Figure 4: CA and CP configurations", "Table 3"),
+    ),
+    "paper-figure-5": (
+        "trade-off",
+        "The paper's Figure 5 from its Table 4: equal accuracy, GPUs traded for throughput.",
+        lambda table: paper_figure(table, FIGURE_5, "gsm8k", "Figure 5: PA and AC configurations", "Table 4"),
+    ),
+}
+
+
 def draw_all(
     table: pa.Table, reference: str | None = None, routing: Mapping[str, Sequence[Row]] | None = None
 ) -> tuple[dict[str, alt.TopLevelMixin], dict[str, str]]:
@@ -824,6 +890,8 @@ def draw_all(
     jobs: dict[str, Callable[[], alt.TopLevelMixin]] = {
         name: lambda draw=draw: draw(table, reference) for name, (_, _, draw) in STANDARD.items()
     }
+    if "paper" in table["status"].to_pylist():
+        jobs |= {name: lambda draw=draw: draw(table) for name, (_, _, draw) in PAPER.items()}
     for deployment, rows in (routing or {}).items():
         for name, (_, _, draw) in ROUTING.items():
             jobs[f"{name}-{deployment}"] = lambda draw=draw, rows=rows, deployment=deployment: draw(rows, deployment)
@@ -838,8 +906,9 @@ def draw_all(
 
 def caption_of(name: str) -> tuple[str, str]:
     """``(section, caption)`` of a chart that :func:`draw_all` names."""
-    if name in STANDARD:
-        return STANDARD[name][:2]
+    for registry in (STANDARD, PAPER):
+        if name in registry:
+            return registry[name][:2]
     stem = max((n for n in ROUTING if name.startswith(f"{n}-")), key=len)
     return ROUTING[stem][:2]
 
@@ -1055,9 +1124,9 @@ def _colour(names: Sequence[str]) -> alt.Color:
     return alt.Color("deployment:N", title="deployment", scale=scale)
 
 
-def _shape(names: Sequence[str]) -> alt.Shape:
+def _shape(names: Sequence[str], column: str = "deployment") -> alt.Shape:
     scale = alt.Scale(domain=list(names), range=list(SHAPES[: len(names)]))
-    return alt.Shape("deployment:N", title="deployment", scale=scale)
+    return alt.Shape(f"{column}:N", title=column, scale=scale)
 
 
 def _tip(field: str, title: str, number: str | None = None) -> alt.Tooltip:
@@ -1119,9 +1188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in given.only or ():
             if name not in STANDARD:
                 raise MoecapError(f"There is no chart {name!r}. {nearest(name, STANDARD)}")
-        left_out = write_all(
-            read_parquet(given.cap), given.folder, given.reference, formats=given.formats, only=given.only
-        )
+        table = read_parquet(given.cap)
+        if given.reference:  # over that of the classes
+            at = table.schema.get_field_index("cap_reference")
+            table = table.set_column(at, table.schema.field(at), pa.nulls(table.num_rows, pa.string()))
+        left_out = write_all(table, given.folder, given.reference, formats=given.formats, only=given.only)
     except MoecapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from moecap import charts
 from moecap.cap import CAP_SCHEMA, read_failures
+from moecap.classify import differing, rule
 from moecap.io import read_json, read_metadata, read_parquet
 from moecap.pages import render
 
@@ -193,24 +194,59 @@ def times(ratio: float) -> str:
 # --- the trade-off in words ---------------------------------------------------------------------------------------
 
 
+def anchors_of(rows: Sequence[Row], reference: str | None) -> Callable[[Row], Row | None]:
+    """Which row another is compared with: its ``cap_reference``'s (else ``reference``'s), same dataset and batch size.
+
+    Where the reference has a single point on the dataset, that one; null where it has none that fits.
+    """
+    points: dict[tuple[Any, Any], dict[Any, Row]] = {}
+    for r in rows:
+        points.setdefault((r["deployment"], r["dataset"]), {})[r["batch_size"]] = r
+
+    def anchor(row: Row) -> Row | None:
+        found = points.get((row["cap_reference"] or reference, row["dataset"]), {})
+        return found.get(row["batch_size"]) or (next(iter(found.values())) if len(found) == 1 else None)
+
+    return anchor
+
+
 def findings(rows: Sequence[Row], reference: str | None) -> list[tuple[str, list[str]]]:
     """What the table says, as (heading, sentences). Each is computed; none is said where its figures are missing."""
     found: list[tuple[str, list[str]]] = []
     usable = [r for r in rows if r["output_tokens_per_s"] is not None]
+    anchor_of = anchors_of(usable, reference)
     for dataset in dict.fromkeys(r["dataset"] for r in usable):
         group = _at_common_batch([r for r in usable if r["dataset"] == dataset], reference)
-        batch = group[0]["batch_size"] if group else None
-        sentences = _winners(group)
-        anchor = next((r for r in group if r["deployment"] == reference), None)
-        if anchor:
-            others = [r for r in group if r is not anchor][:MAX_COMPARED]
-            sentences += [_compared(r, anchor) for r in others]
+        batch = group[0]["batch_size"]
+        sentences = []
+        models = list(dict.fromkeys(r["model"] for r in group))
+        for model in models:
+            named = f"{model}: " if len(models) > 1 else ""
+            sentences += [named + sentence for sentence in _winners([r for r in group if r["model"] == model])]
+        pairs = [(r, a) for r in group if (a := anchor_of(r)) is not None and a is not r]
+        sentences += [_compared(r, a) for r, a in pairs[:MAX_COMPARED]]
+        if len(pairs) > MAX_COMPARED:
+            sentences.append(f"{len(pairs) - MAX_COMPARED} more comparisons are in the tables.")
         sentences += _frontier([r for r in rows if r["dataset"] == dataset])
         if sentences:
             found.append((dataset + (f", batch size {batch}" if batch else ""), sentences))
     if overestimates := _overestimates(rows):
         found.append(("MBU and S-MBU", overestimates))
+    if notions := _differing(rows):
+        found.append(("Two notions of cost", notions))
     return found
+
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    """Where a class depends on whether cost is per token or by purchase."""
+    found = differing(rows)
+    shown = [
+        f"{deployment} ({dataset}{f', batch size {batch}' if batch else ''}) is {per_token} per token, {bought} by "
+        "purchase"
+        for deployment, dataset, batch, per_token, bought in found[:MAX_COMPARED]
+    ]
+    more = f"; {len(found) - len(shown)} more are in the leaderboard" if len(found) > len(shown) else ""
+    return [f"The class depends on which cost is meant: {'; '.join(shown)}{more}."] if found else []
 
 
 def _at_common_batch(rows: Sequence[Row], reference: str | None) -> list[Row]:
@@ -460,7 +496,7 @@ def _differing_class(row: Row) -> str:
 
 def accuracy_table(rows: Sequence[Row], reference: str | None) -> View:
     """One row per model × precision × engine × dataset, with the difference to the reference deployment."""
-    anchors = {r["dataset"]: r for r in rows if r["deployment"] == reference and r["accuracy"] is not None}
+    anchor_of = anchors_of(rows, reference)
     seen: dict[tuple[Any, ...], Row] = {}
     for r in rows:
         if r["accuracy"] is not None:
@@ -471,13 +507,14 @@ def accuracy_table(rows: Sequence[Row], reference: str | None) -> View:
         _head("accuracy", "accuracy"),
         _head("accuracy_stderr", "standard error", "points"),
         _head("accuracy_n", "n"),
-        Head(f"against {reference}" if reference else "difference", "points", "", True, "descending"),
+        Head("against the reference", "points", "", True, "descending"),
     ]
     body = []
     for r in seen.values():
-        anchor = anchors.get(r["dataset"])
+        anchor = anchor_of(r)
         difference, note = None, ""
-        if anchor is not None and (r["model"], r["precision"]) != (anchor["model"], anchor["precision"]):
+        own = anchor is not None and all(anchor[c] == r[c] for c in ("model", "precision", "engine"))
+        if anchor is not None and anchor["accuracy"] is not None and not own:
             difference = 100 * (r["accuracy"] - anchor["accuracy"])
             z = _standard_errors(r, anchor)
             note = "" if z is None else f"{abs(z):.1f} standard errors"
@@ -758,6 +795,7 @@ def provenance_facts(inputs: Inputs, rows: Sequence[Row]) -> list[tuple[str, str
     dirty = made.pop("git_dirty", None)
     if commit:
         facts.append(("commit", f"{commit}{' (with uncommitted changes)' if dirty else ''}"))
+    made.pop("cap", None)  # the classes' rule; the leaderboard says it in words
     for key, value in made.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
@@ -829,6 +867,7 @@ def render_report(inputs: Inputs) -> str:
         "banners": _banners(rows, status, inputs),
         "findings": findings(rows, reference),
         "reference": reference,
+        "rule": rule(inputs.provenance["cap"]) if inputs.provenance.get("cap") else None,
         "leaderboard": leaderboard(rows),
         "figures": drawn,
         "accuracy": accuracy_table(rows, reference),

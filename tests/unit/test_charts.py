@@ -71,7 +71,7 @@ def test_better_lies_further_out(value, factor):
 
 def corners(chart) -> dict[tuple, tuple]:
     return {
-        (m["panel"], m["deployment"], m["batch_size"], m["axis"]): (m["x"], m["y"])
+        (m["dataset"], m["deployment"], m["batch_size"], m["axis"]): (m["x"], m["y"])
         for m in marks(chart)
         if "deployment" in m and "axis" in m
     }
@@ -143,8 +143,8 @@ def test_failed_rows_do_not_spoil_the_others(table):
     gone = dict.fromkeys(("accuracy", "output_tokens_per_s", "tpot_s", "usd_per_million_tokens", "decode_s_mbu_bytes"))
     rows[0] = {**rows[0], **gone, "status": "failed"}
     drawn, left_out = charts.draw_all(cap.to_table(rows), "demo-bf16")
-    assert set(drawn) == set(charts.STANDARD)
-    assert left_out == {}
+    assert set(drawn) == set(charts.STANDARD) - {"throughput-against-purchase"}
+    assert "Every point has the same cost" in left_out["throughput-against-purchase"]
 
 
 def test_nothing_to_draw_is_said_with_the_reason():
@@ -173,7 +173,7 @@ def test_routing_charts_have_a_panel_per_dataset():
 def test_many_deployments_still_draw(table):
     rows = [{**r, "deployment": f"{r['deployment']}-{i}"} for i in range(4) for r in table.to_pylist()]
     drawn, _ = charts.draw_all(cap.to_table(rows), "demo-bf16-0")
-    assert set(drawn) == set(charts.STANDARD)
+    assert set(drawn) == set(charts.STANDARD) - {"throughput-against-purchase"}
     charts.to_svg(drawn["cap-radar"])
 
 
@@ -182,6 +182,7 @@ def test_figures_of_the_paper_use_each_models_own_reference(table):
     for model in ("Mixtral-8x22B", "DBRX"):
         for precision, rate in (("bf16", 100.0), ("int4", 400.0)):
             row = {"deployment": f"{model}-{precision}", "model": model, "dataset": "GSM8K", "status": "paper"}
+            row["source"] = "MoE-CAP paper, Table 3"
             rows.append(row | {"accuracy": 0.8, "hardware_usd": 92_100.0, "output_tokens_per_s": rate})
     references = {"Mixtral-8x22B": "Mixtral-8x22B-bf16", "DBRX": "DBRX-bf16"}
     chart = charts.paper_figure(cap.to_table(rows), references, "GSM8K", "Figure 4, redrawn")
@@ -189,13 +190,35 @@ def test_figures_of_the_paper_use_each_models_own_reference(table):
     assert found["DBRX-int4", "Performance"] == pytest.approx(charts.radial(4, 1, charts.PERFORMANCE))
     assert found["Mixtral-8x22B-bf16", "Performance"] == pytest.approx(0.5)
     assert len(found) == 12
+    assert [p["title"]["text"] for p in charts.spec(chart)["concat"]] == ["Mixtral-8x22B, GSM8K", "DBRX, GSM8K"][:2]
     with pytest.raises(MoecapError, match="MMLU"):
         charts.paper_figure(cap.to_table(rows), references, "MMLU", "none")
+    with pytest.raises(MoecapError, match="No row"):
+        charts.paper_figure(cap.to_table(rows), references, "GSM8K", "none", "Table 4")
+
+
+def test_each_row_is_measured_against_its_own_reference(table):
+    rows = [{**r, "cap_reference": "demo-int8"} for r in table.to_pylist()]
+    found = corners(charts.radar(cap.to_table(rows), "demo-bf16"))
+    for (_, deployment, _, _), (x, y) in found.items():
+        if deployment == "demo-int8":
+            assert math.hypot(x, y) == pytest.approx(0.5)
+
+
+def test_without_a_batch_size_everywhere_the_largest_one_is_drawn(table):
+    rows = table.to_pylist()
+    rows.append({**rows[3], "deployment": "printed", "batch_size": None, "cap_reference": "printed"})
+    found = corners(charts.radar(cap.to_table(rows), "demo-bf16"))
+    assert {(deployment, batch) for _, deployment, batch, _ in found} == {
+        ("printed", None),
+        *((f"demo-{p}", 64) for p in synthetic.PRECISIONS),
+    }
 
 
 def test_specifications_are_valid_vega_lite(table):
-    for _, _, draw in charts.STANDARD.values():
-        draw(table, "demo-bf16").to_dict()  # raises where the schema is violated
+    drawn, _ = charts.draw_all(table, "demo-bf16", {"x": synthetic.routing()})
+    for chart in drawn.values():
+        chart.to_dict()  # raises where the schema is violated
 
 
 # --- legibility ----------------------------------------------------------------------------------------------------
@@ -233,9 +256,9 @@ def test_axes_have_titles_with_units(table):
             for value in part:
                 yield from titles(value)
 
-    for name, (_, _, draw) in charts.STANDARD.items():
+    for name, chart in charts.draw_all(table, "demo-bf16")[0].items():
         if name != "cap-radar":
-            found = set(titles(charts.spec(draw(table, "demo-bf16"))))
+            found = set(titles(charts.spec(chart)))
             assert len(found) >= 2, name
             assert all(found), name
 
@@ -245,9 +268,11 @@ def test_axes_have_titles_with_units(table):
 
 def test_files_are_self_contained(tmp_path, table):
     left_out = charts.write_all(table, tmp_path, "demo-bf16", {"demo-bf16": synthetic.routing()}, ["html"])
-    assert left_out == {}
+    assert set(left_out) == {"throughput-against-purchase"}
     names = {p.stem for p in tmp_path.glob("*.html")}
-    assert names == {*charts.STANDARD, "experts-demo-bf16", "unique-experts-demo-bf16"}
+    assert names == {*charts.STANDARD, "experts-demo-bf16", "unique-experts-demo-bf16"} - {
+        "throughput-against-purchase"
+    }
     html = (tmp_path / "cap-radar.html").read_text()
     assert "default-src 'none'" in html
     assert "<script src" not in html
