@@ -8,11 +8,17 @@ uv=${UV:-uv}
 compile() { # compile OUTPUT [ARG ...]
   local out=envs/$1.txt
   shift
+  # Without the old file, whose torch (no build tag) would be taken for the build with CUDA.
+  rm -f "$out"
   "$uv" pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 --quiet \
     --no-header --no-annotate --no-emit-find-links --no-emit-index-url "$@" --output-file "$out"
   # The local tag names one build; which build is taken is decided where it is installed (see the Makefile).
   sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9.]+/\1/; s/ ; .*//; s/[[:space:]]+$//' "$out"
   echo "$out: $(wc -l <"$out") pins"
+}
+# Where the CPU wheel of torch is not at hand, PyPI's CUDA build brings these along; a CPU build never loads them.
+cpu_only() {
+  sed -i -E '/^(nvidia-c|nvidia-n[cvj]|cuda-)/d; /^nvidia-(nvtx|cufft|cufile)/d' "envs/$1.txt"
 }
 full=(--extra workflow --extra anatomy --extra accuracy)
 compile engine-cpu "${full[@]}" --extra engine-cpu --override envs/overrides-engine-cpu.txt
@@ -25,3 +31,4 @@ compile quantize --extra quantize --override envs/overrides-quantize.txt
 # ROCm wheels of vLLM and torch are on vLLM's own index, which is asked at install time (envs/setup.sh): here the rest.
 grep -vE '^(nvidia-|cuda-|torch|triton|flashinfer|vllm|cupy|apache-tvm|quack|xformers|tilelang|humming)' envs/engine-cuda.txt >envs/engine-rocm.txt
 echo "envs/engine-rocm.txt: $(wc -l <envs/engine-rocm.txt) pins"
+for name in engine-cpu core anatomy dev quantize; do cpu_only "$name"; done

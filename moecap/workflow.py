@@ -10,6 +10,14 @@ from typing import Any
 
 from moecap.errors import MoecapError
 
+_terminal: Any = sys.stderr
+
+
+def tell(message: str) -> None:
+    """Say one line of progress on the terminal and in the log: long work shows how much is left."""
+    logging.getLogger("moecap.progress").info(message)
+    print(message, file=_terminal, flush=True)
+
 
 @contextmanager
 def script(job: Any) -> Iterator[Any]:
@@ -18,7 +26,8 @@ def script(job: Any) -> Iterator[Any]:
     Everything that the body, and the engines below it, print goes to ``job.log[0]``; a :class:`MoecapError` is
     printed once, as one paragraph, to the log and to the terminal, and ends the job with exit status 1.
     """
-    terminal = _redirect_output(job.log[0]) if job.log else sys.stderr
+    global _terminal
+    terminal = _terminal = _redirect_output(job.log[0]) if job.log else sys.stderr
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     try:
         yield job

@@ -31,7 +31,7 @@ rule measure:
     log:
         log_of("performance", "deployment"),
     benchmark:
-        benchmark_of("performance", "deployment")
+        benchmark_of("measure", "deployment")
     conda:
         "../envs/engine-cpu.yaml"
     container:

@@ -17,7 +17,7 @@ from moecap.workflow import script
 with script(snakemake) as job:  # noqa: F821
     settings = job.params.settings
     files = settings.get("data_files") or (
-        local_data(job.input.data, job.wildcards.dataset) if job.input.data else None
+        local_data(str(job.input.data), job.wildcards.dataset) if job.input.data else None
     )
     row, samples = evaluate(
         Path(job.input.manifest).parent,

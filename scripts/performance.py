@@ -12,7 +12,7 @@ Output: points, requests, schedule (schemas: moecap/performance.py).
 from pathlib import Path
 
 from moecap.performance import run_job
-from moecap.workflow import script
+from moecap.workflow import script, tell
 
 with script(snakemake) as job:  # noqa: F821
     results = Path(job.output.points).parents[2]
@@ -26,4 +26,5 @@ with script(snakemake) as job:  # noqa: F821
         failure=job.params.get("failure", results / "failures" / f"{job.wildcards.deployment}.json"),
         attempt=int(job.resources.get("attempt", 1)),
         threads=job.threads,
+        progress=tell,
     )
