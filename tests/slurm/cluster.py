@@ -19,6 +19,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -201,10 +202,10 @@ class Cluster:
                     + (f" Gres={kinds}" if kinds else "")
                 )
             for kind, count in group.gpus.items():
-                # A count without files leaves the node INVAL; empty files will do.
-                files = [folder / f"gpu.{group.prefix}.{kind}.{i}" for i in range(count)]
-                for file in files:
-                    file.touch()
+                # A count without files leaves the node INVAL. Empty files would do, but only for devices does Slurm
+                # set CUDA_VISIBLE_DEVICES.
+                for i in range(count):
+                    _device(folder / f"gpu.{group.prefix}.{kind}.{i}", i)
                 file = f"{folder}/gpu.{group.prefix}.{kind}.[0-{count - 1}]"
                 gres.append(f"NodeName={group.range} Name=gpu Type={kind} File={file}")
         ranges = {group.prefix: group.range for group in self.nodes}
@@ -343,6 +344,14 @@ def _program(name: str) -> str | None:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def _device(path: Path, minor: int) -> None:
+    """A character device that nobody opens; where that is not allowed (some containers), an empty file."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(195, minor))
+    except OSError:
+        path.touch()
 
 
 def _die_with_parent() -> None:

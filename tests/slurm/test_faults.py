@@ -106,10 +106,10 @@ def gpu(devices: int, **more) -> dict:
 
 
 def test_resources_are_what_slurm_was_asked_for(start, cluster):
-    ranks = "srun --ntasks-per-node=1 sh -c 'echo rank $SLURM_PROCID of $SLURM_NTASKS on $SLURMD_NODENAME'"
+    ranks = f"PYTHONPATH={ROOT} {sys.executable} {ROOT}/tests/slurm/ranks.py"
     run = start(
         {
-            "two": {"need": gpu(2), "command": "nvidia-smi || true; echo two"},
+            "two": {"need": gpu(2), "command": "echo GPUs $CUDA_VISIBLE_DEVICES"},
             "nodes": {"need": gpu(16), "command": ranks},
             "cores": {"need": {"stage": "measure", "weight_bytes": 10**9, "cores": 3, "points": 4}, "command": "nproc"},
         }
@@ -120,10 +120,15 @@ def test_resources_are_what_slurm_was_asked_for(start, cluster):
     assert two["TresPerJob"] == "gres:gpu:a100:2" and two["Partition"] == "gpu" and two["NumNodes"] == "1"
     assert tres(two) | {"cpu": "2", "mem": "20000M", "node": "1"} == tres(two)
     assert two["TimeLimit"] == "00:35:00"
+    assert len(run.output("two").split(",")) == 2
 
     (nodes,) = jobs_of(cluster, "nodes")
     assert nodes["TresPerNode"] == "gres:gpu:a100:8" and nodes["NumNodes"] == "2"
-    assert sorted(run.output("nodes").splitlines()) == ["rank 0 of 2 on n1", "rank 1 of 2 on n2"]
+    assert run.output("nodes").splitlines() == [
+        "batch host n1 of 2",
+        "rank 0 on n1 with GPUs 0,1,2,3,4,5,6,7",
+        "rank 1 on n2 with GPUs 0,1,2,3,4,5,6,7",
+    ]
 
     (cores,) = jobs_of(cluster, "cores")
     assert cores["Partition"] == "cpu" and cores["OverSubscribe"] == "NO"  # --exclusive: it is timed
