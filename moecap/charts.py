@@ -61,7 +61,7 @@ class Axis:
 
 COST_PER_TOKEN = Axis("usd_per_million_tokens", "Cost per token", higher_is_better=False)
 COST_TO_BUY = Axis("hardware_usd", "Cost to buy", higher_is_better=False)
-ACCURACY = Axis("accuracy", "Accuracy", higher_is_better=True, span=1.1)
+ACCURACY = Axis("accuracy", "Accuracy", higher_is_better=True, span=1.25)
 PERFORMANCE = Axis("output_tokens_per_s", "Performance", higher_is_better=True)
 CAP_AXES = (COST_PER_TOKEN, ACCURACY, PERFORMANCE)
 
@@ -144,7 +144,7 @@ def radar(
     for panel, row, anchor in pairs:
         by_panel.setdefault(panel, []).append((row, anchor))
     everyone = _deployments(row for _, row, _ in pairs)
-    own_legends = len(everyone) > MAX_SERIES and len(by_panel) > 1
+    own_legends = len(by_panel) > 1 and (bool(references) or len(everyone) > MAX_SERIES)
     anchored = _deployments(anchor for _, _, anchor in pairs)
 
     web, panels, cut = _web(axes), [], False
@@ -295,8 +295,8 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
             row["label"] = "" if row["batch_size"] is None or not row["fastest"] else str(row["batch_size"])
         labels = "Small numbers: batch size."
     else:  # too many for a legend: the names of those on the frontier stand beside them
-        for row in rows:
-            row["label"] = row["deployment"] if row["frontier"] else ""
+        for value in dict.fromkeys(r[panel] for r in rows):
+            _name_frontier([r for r in rows if r[panel] == value], cost)
         labels = "Names: deployments on the frontier."
     if len(rows) > MAX_POINTS:  # a browser draws these without a pause; of the others the fastest are kept
         rows = sorted(rows, key=lambda r: (not r["frontier"], -r["output_tokens_per_s"]))[:MAX_POINTS]
@@ -354,7 +354,9 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
         )
         layers.append(
             alt.Chart(alt.Data(values=[r for r in group if r["label"]]))
-            .mark_text(dy=-15, fontSize=9.5, style="faint")
+            .mark_text(
+                fontSize=9.5, style="faint", **({"dy": -15} if told == "deployment" else {"dx": 13, "align": "left"})
+            )
             .encode(x=x, y=y, text="label:N")
         )
         panels.append(alt.layer(*layers).properties(width=330, height=270, title=_label(value)))
@@ -381,6 +383,20 @@ def _mark_frontier(rows: Sequence[Row], cost: str) -> None:
             fastest[key] = row
     for row in fastest.values():  # one label per batch size, at its fastest point: the others lie close by
         row["fastest"] = True
+
+
+def _name_frontier(rows: Sequence[Row], cost: str) -> None:
+    """Names for the points of the frontier, from the top; one that would lie over another's is left out."""
+    spans = {
+        c: max(1e-9, math.log(max(r[c] for r in rows) / min(r[c] for r in rows))) for c in (cost, PERFORMANCE.column)
+    }
+    placed: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda r: -r[PERFORMANCE.column]):
+        row["label"] = ""
+        x, y = (math.log(row[c]) / span for c, span in spans.items())
+        if row["frontier"] and all(abs(x - u) > 0.4 or abs(y - v) > 0.06 for u, v in placed):
+            row["label"] = row["deployment"]
+            placed.append((x, y))
 
 
 def _told_apart(rows: Sequence[Row]) -> tuple[str, list[str]]:
@@ -793,7 +809,7 @@ def paper_figure(
     )
     shown = ", ".join(references.values())
     return finish(
-        chart.resolve_scale(color="independent", shape="independent"),
+        chart,
         title,
         [f"{dataset}, as printed. Reference (the dashed triangle): {shown}. Further out is better on every axis."],
     )

@@ -185,10 +185,10 @@ def signed(value: float, digits: int = 1) -> str:
 
 def times(ratio: float) -> str:
     """
-    >>> times(1.834), times(0.55), times(12.3)
-    ('1.83×', '0.55×', '12.3×')
+    >>> times(1.834), times(0.55), times(12.3), times(0.03125)
+    ('1.83×', '0.55×', '12.3×', '0.031×')
     """
-    return f"{ratio:.3g}×" if ratio >= 10 else f"{ratio:.2f}×"
+    return f"{ratio:.2f}×" if 0.1 <= ratio < 10 else f"{ratio:.3g}×" if ratio >= 10 else f"{ratio:.2g}×"
 
 
 # --- the trade-off in words ---------------------------------------------------------------------------------------
@@ -216,8 +216,7 @@ def findings(rows: Sequence[Row], reference: str | None) -> list[tuple[str, list
     usable = [r for r in rows if r["output_tokens_per_s"] is not None]
     anchor_of = anchors_of(usable, reference)
     for dataset in dict.fromkeys(r["dataset"] for r in usable):
-        group = _at_common_batch([r for r in usable if r["dataset"] == dataset], reference)
-        batch = group[0]["batch_size"]
+        group, batch = _at_common_batch([r for r in usable if r["dataset"] == dataset], reference)
         sentences = []
         models = list(dict.fromkeys(r["model"] for r in group))
         for model in models:
@@ -226,7 +225,7 @@ def findings(rows: Sequence[Row], reference: str | None) -> list[tuple[str, list
         pairs = [(r, a) for r in group if (a := anchor_of(r)) is not None and a is not r]
         sentences += [_compared(r, a) for r, a in pairs[:MAX_COMPARED]]
         if len(pairs) > MAX_COMPARED:
-            sentences.append(f"{len(pairs) - MAX_COMPARED} more comparisons are in the tables.")
+            sentences.append(f"More comparisons ({len(pairs) - MAX_COMPARED}) are in the tables.")
         sentences += _frontier([r for r in rows if r["dataset"] == dataset])
         if sentences:
             found.append((dataset + (f", batch size {batch}" if batch else ""), sentences))
@@ -249,18 +248,27 @@ def _differing(rows: Sequence[Row]) -> list[str]:
     return [f"The class depends on which cost is meant: {'; '.join(shown)}{more}."] if found else []
 
 
-def _at_common_batch(rows: Sequence[Row], reference: str | None) -> list[Row]:
-    """The rows at the largest batch size that most deployments have, the reference among them."""
+def _at_common_batch(rows: Sequence[Row], reference: str | None) -> tuple[list[Row], int | None]:
+    """The rows at the largest batch size that most deployments have, and that batch size.
+
+    A deployment with a single point takes part with it (printed figures have no batch size, or one of their own); the
+    batch size is then null unless it is everyone's.
+    """
+    of: dict[str, list[Row]] = {}
+    for r in rows:
+        of.setdefault(r["deployment"], []).append(r)
     counts: dict[Any, set[str]] = {}
     for r in rows:
-        counts.setdefault(r["batch_size"], set()).add(r["deployment"])
-    if not counts:
-        return []
-    best = max(counts, key=lambda b: (reference in counts[b], len(counts[b]), b or 0))
-    return [r for r in rows if r["batch_size"] == best]
+        if len(of[r["deployment"]]) > 1:
+            counts.setdefault(r["batch_size"], set()).add(r["deployment"])
+    best = max(counts, key=lambda b: (len(counts[b]), reference in counts[b], b or 0)) if counts else None
+    chosen = [r for r in rows if len(of[r["deployment"]]) == 1 or (counts and r["batch_size"] == best)]
+    shared = {r["batch_size"] for r in chosen}
+    return chosen, shared.pop() if len(shared) == 1 else None
 
 
 def _winners(group: Sequence[Row]) -> list[str]:
+    """Who is cheapest, most accurate and fastest; the three are one deployment only where there is no trade-off."""
     if len({r["deployment"] for r in group}) < 2:
         return []
     wanted: list[tuple[str, str, Callable[[Any], str], bool]] = [
@@ -268,20 +276,34 @@ def _winners(group: Sequence[Row]) -> list[str]:
         ("accuracy", "most accurate", percent, True),
         ("output_tokens_per_s", "fastest", lambda v: f"{number(v)} generated tokens/s", True),
     ]
-    best, parts = set(), []
+    leads: dict[str, list[str]] = {}
+    same = ""
     for column, word, show, higher in wanted:
         have = [r for r in group if r[column] is not None]
         if not have:
             continue
+        if column == "accuracy" and len({r[column] for r in have}) == 1:
+            same = f" All have the same accuracy ({percent(have[0][column])})."
+            continue
         winner = (max if higher else min)(have, key=lambda r, c=column: r[c])
-        best.add(winner["deployment"])
-        parts.append(f"{winner['deployment']} is the {word} ({show(winner[column])})")
-    if len(parts) < 2:
+        leads.setdefault(winner["deployment"], []).append(f"{word} ({show(winner[column])})")
+    if sum(map(len, leads.values())) < 2:
         return []
-    listing = f"{', '.join(parts[:-1])} and {parts[-1]}"
-    if len(best) == 1:
-        return [f"{listing}: the same deployment leads in all of them."]
-    return [f"{listing}." + (" No deployment leads in all three." if len(parts) == 3 else "")]
+    parts = [
+        f"{name} is {_listing([f'the {w}' if i == 0 else w for i, w in enumerate(words)])}"
+        for name, words in leads.items()
+    ]
+    complete = sum(map(len, leads.values())) == len(wanted)
+    verdict = " No deployment leads in all three." if complete and len(leads) > 1 else ""
+    return [f"{'; '.join(parts)}.{verdict}{same}"]
+
+
+def _listing(parts: Sequence[str]) -> str:
+    """
+    >>> _listing(["a", "b", "c"])
+    'a, b and c'
+    """
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
 def _compared(row: Row, anchor: Row) -> str:
@@ -297,14 +319,13 @@ def _compared(row: Row, anchor: Row) -> str:
     if row["accuracy"] is not None and anchor["accuracy"] is not None:
         points = 100 * (row["accuracy"] - anchor["accuracy"])
         z = _standard_errors(row, anchor)
-        if row["accuracy"] == anchor["accuracy"]:
+        if percent(row["accuracy"]) == percent(anchor["accuracy"]):
             parts.append(f"the same accuracy ({percent(row['accuracy'])})")
         else:
             size = "" if z is None else f", {abs(z):.1f} standard errors" + (": within noise" if abs(z) < 2 else "")
             change = f"accuracy {percent(row['accuracy'])} instead of {percent(anchor['accuracy'])}"
             parts.append(f"{change} ({signed(points)} points{size})")
-    listing = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-    return f"{row['deployment']} against {anchor['deployment']}: {listing}."
+    return f"{row['deployment']} against {anchor['deployment']}: {_listing(parts)}."
 
 
 def _noise(row: Row, anchor: Row, column: str) -> str:
