@@ -248,13 +248,54 @@ def whole_sequences(step: Step, layers: Sequence[int]) -> Iterator[tuple[str, np
         yield sequence_hash(step.token_ids[start:end]), ids[start:end]
 
 
+def label_rows(
+    step: Step,
+    request: Sequence[int],
+    first_position: Sequence[int],
+    tokens: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """Which request each row of a forward pass belongs to, from the schedule of that step.
+
+    The engine may order requests otherwise than its scheduler lists them: a block of rows belongs to the first request
+    in the schedule that computes those positions, and whose token ids those are.
+
+    Args:
+        step: what was captured.
+        request, first_position, tokens: the step's row of the schedule.
+        sequences: token ids of each request, prompt and output.
+
+    Raises:
+        MoecapError: rows and schedule do not fit: they are not of the same step.
+    """
+    labels = np.empty(len(step.positions), dtype=np.int64)
+    left = list(zip(request, first_position, tokens, strict=True))
+    row = 0
+    while row < len(labels):
+        for entry in left:
+            name, first, count = entry
+            block = slice(row, row + count)
+            positions, ids = step.positions[block], step.token_ids[block]
+            expected = np.asarray(sequences[name][first : first + count])
+            if len(ids) == count and positions[0] == first and np.array_equal(ids, expected):
+                labels[block] = name
+                row += count
+                left.remove(entry)
+                break
+        else:
+            raise MoecapError(f"Row {row} of a forward pass (position {step.positions[row]}) is not in its schedule.")
+    if left:
+        raise MoecapError(f"The schedule computes requests {[name for name, _, _ in left]}, the forward pass does not.")
+    return labels
+
+
 class VllmBackend:
     """vLLM in this process, eager, each sequence a prompt of its own; hooks read the routers.
 
     Args:
         max_tokens: length of the longest sequence.
         batch_tokens: tokens of a step; at least the longest sequence, so that none is split.
-        kv_cache_bytes: memory for the KV cache; it bounds how many sequences share a step.
+        kv_cache_memory_bytes: memory for the KV cache; it bounds how many sequences share a step.
         options: more arguments for ``vllm.LLM`` (tensor_parallel_size, dtype, …).
     """
 
@@ -267,7 +308,7 @@ class VllmBackend:
         *,
         batch_tokens: int = BATCH_TOKENS,
         max_sequences: int = 256,
-        kv_cache_bytes: int = 2 * 2**30,
+        kv_cache_memory_bytes: int = 2 * 2**30,
         **options: Any,
     ) -> None:
         self._checkpoint, self._batch_tokens = str(checkpoint), max(batch_tokens, max_tokens + 1)
@@ -276,7 +317,7 @@ class VllmBackend:
             max_model_len=max_tokens + 1,
             max_num_batched_tokens=self._batch_tokens,
             max_num_seqs=max_sequences,
-            kv_cache_memory_bytes=kv_cache_bytes,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
             **options,
         )
         import vllm
@@ -725,6 +766,7 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
 
 # Of a timed engine's arguments, those that a replay sets by itself.
 OWN_ARGUMENTS = {
+    "kv_cache_memory_bytes",
     "enforce_eager",
     "enable_prefix_caching",
     "enable_chunked_prefill",
