@@ -1,0 +1,147 @@
+"""The demo end to end: train, quantize, serve, score, replay, cost and chart, and what must then be true."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT, snakemake
+
+pytestmark = [pytest.mark.e2e, pytest.mark.engine]
+
+DEPLOYMENTS = {"demo-bf16": "bf16", "demo-int8": "int8", "demo-int4": "int4"}
+DATASETS = ("arithmetic", "arithmetic-mc")
+BATCH_SIZES = (1, 4, 16, 64)
+NEVER_NULL = [
+    *("accuracy", "accuracy_stderr", "accuracy_n", "ttft_s", "tpot_s", "output_tokens_per_s", "total_tokens_per_s"),
+    *(f"{phase}_{name}" for phase in ("decode", "prefill") for name in ("mbu", "s_mbu", "mfu", "s_mfu")),
+    *("decode_s_mbu_complete", "decode_s_mfu_complete", "prefill_s_mbu_complete", "prefill_s_mfu_complete"),
+    *("power_w", "energy_source", "hardware_usd", "usd_per_million_tokens", "tokens_per_usd", "tokens_per_kwh"),
+]
+
+
+@pytest.fixture(scope="module")
+def cap(demo: Path) -> pd.DataFrame:
+    return pd.read_parquet(demo / "cap.parquet")
+
+
+def test_one_row_per_deployment_dataset_and_batch_size(cap: pd.DataFrame) -> None:
+    expected = {(d, t, b) for d in DEPLOYMENTS for t in DATASETS for b in BATCH_SIZES}
+    keys = list(zip(cap.deployment, cap.dataset, cap.batch_size, strict=True))
+    assert len(keys) == len(expected) == 24 and set(keys) == expected
+    assert set(cap.status) == {"measured"}
+
+
+@pytest.mark.parametrize("column", NEVER_NULL)
+def test_no_null_where_a_figure_is_promised(cap: pd.DataFrame, column: str) -> None:
+    assert cap[column].notna().all()
+
+
+def test_estimates_are_labelled(cap: pd.DataFrame) -> None:
+    assert cap.energy_source.str.contains("estimated|rapl|nvml").all()
+    assert cap.workload.str.contains("output tokens fixed").all()
+
+
+def test_the_model_has_learned_and_int4_costs_accuracy(cap: pd.DataFrame) -> None:
+    rows = cap.drop_duplicates(["precision", "dataset"]).set_index(["precision", "dataset"])
+    easy = rows.loc[("bf16", "arithmetic-mc")]
+    hard, int4 = rows.loc[("bf16", "arithmetic")], rows.loc[("int4", "arithmetic")]
+    assert 0.90 <= easy.accuracy <= 1 and 0.90 <= hard.accuracy <= 1
+    stderr = math.hypot(hard.accuracy_stderr, int4.accuracy_stderr)
+    assert hard.accuracy - int4.accuracy > 2 * stderr, "the demo has a trade-off to show"
+    assert abs(rows.loc[("int8", "arithmetic")].accuracy - hard.accuracy) < 0.1
+
+
+def test_utilizations_are_ordered(cap: pd.DataFrame) -> None:
+    assert (cap.decode_s_mbu <= cap.decode_mbu * (1 + 1e-9)).all()
+    assert (cap.decode_s_mfu < cap.decode_mfu).all()
+    assert (cap.decode_s_mbu < cap.decode_s_mbu_complete).all(), "the complete count has more terms"
+    assert (cap[[c for c in NEVER_NULL if "_mbu" in c or "_mfu" in c]] > 0).all(axis=None)
+
+
+@pytest.mark.parametrize(("deployment", "precision"), DEPLOYMENTS.items())
+def test_s_mbu_recomputed_from_the_step_table(demo: Path, cap: pd.DataFrame, deployment: str, precision: str) -> None:
+    """Equation (3), summed over decode steps in plain Python, from the step table, the anatomy and the calibration."""
+    anatomy = json.loads((demo / f"anatomy/demo-moe/{precision}.json").read_text())
+    (kind,) = anatomy["layer_kinds"]
+    bandwidth = json.loads((demo / "machine/this-machine.json").read_text())["read_bandwidth_bytes_per_s"]
+    steps = pq.read_table(demo / f"metrics/{deployment}/steps.parquet").to_pylist()
+    rows = cap[cap.deployment == deployment].set_index(["dataset", "batch_size"])
+    for point, row in rows.iterrows():
+        read = time = 0.0
+        for step in steps:
+            tokens = step["prefill_tokens"] + step["decode_tokens"]
+            if (step["dataset"], step["batch_size"]) != point or not step["decode_tokens"]:
+                continue
+            share = step["decode_tokens"] / tokens
+            assert len(step["unique_experts"]) == anatomy["moe_layers"] == 3
+            assert all(kind["top_k"] <= n <= min(8, tokens * kind["top_k"]) for n in step["unique_experts"])
+            experts = sum(step["unique_experts"]) * kind["expert_bytes"]
+            fixed = kind["count"] * (kind["attention_bytes"] + kind["shared_bytes"])
+            kv = sum(step["context_tokens"]) * kind["count"] * kind["kv_bytes_per_token"]
+            read += share * (fixed + experts + kv)
+            time += share * step["wall_s"]
+        assert row.decode_s_mbu == pytest.approx(read / time / bandwidth, rel=1e-9)
+
+
+def header_bytes(checkpoint: Path, word: str) -> int:
+    """Bytes of all tensors whose name contains ``word``, from the safetensors headers, read by hand."""
+    total = 0
+    for path in checkpoint.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        for name, tensor in header.items():
+            if name != "__metadata__" and word in name:
+                begin, end = tensor["data_offsets"]
+                total += end - begin
+    return total
+
+
+@pytest.mark.parametrize("precision", DEPLOYMENTS.values())
+def test_routed_expert_bytes_are_those_of_the_checkpoint(demo: Path, precision: str) -> None:
+    anatomy = json.loads((demo / f"anatomy/demo-moe/{precision}.json").read_text())
+    checkpoint = demo / f"models/demo-moe/{precision}"
+    stored = header_bytes(checkpoint, ".experts.")
+    assert stored > 0 and anatomy["components"]["routed_experts"]["bytes"] == stored
+    (kind,) = anatomy["layer_kinds"]
+    assert kind["expert_bytes"] * kind["experts"] * kind["count"] == stored
+    assert anatomy["weight_bytes"] == header_bytes(checkpoint, "")
+
+
+def test_quantized_experts_are_smaller(demo: Path) -> None:
+    sizes = {p: header_bytes(demo / f"models/demo-moe/{p}", ".experts.") for p in DEPLOYMENTS.values()}
+    assert sizes["int4"] < 0.3 * sizes["bf16"] and 0.5 < sizes["int8"] / sizes["bf16"] < 0.6
+
+
+def test_no_two_timed_runs_overlap(demo: Path) -> None:
+    runs = []
+    for deployment in DEPLOYMENTS:
+        for point in pq.read_table(demo / f"performance/{deployment}/points.parquet").to_pylist():
+            runs.append((point["start_unix_s"], point["start_unix_s"] + point["wall_s"]))
+    runs.sort()
+    assert len(runs) == 3 * 24
+    assert all(end <= start for (_, end), (start, _) in zip(runs, runs[1:], strict=False))
+
+
+def test_every_figure_says_where_it_came_from(demo: Path) -> None:
+    metadata = pq.read_schema(demo / "cap.parquet").metadata
+    assert json.loads(metadata[b"moecap"])["libraries"]["moecap"]
+    for field in pq.read_schema(demo / "cap.parquet"):
+        assert field.metadata and field.metadata.get(b"meaning"), field.name
+
+
+def test_the_charts_are_there(demo: Path) -> None:
+    for name in ("cap-radar", "throughput-against-cost", "bytes-per-layer"):
+        for suffix in ("svg", "png", "html"):
+            assert (demo / "charts" / f"{name}.{suffix}").stat().st_size > 1000, f"{name}.{suffix}"
+
+
+def test_a_second_run_has_nothing_to_do(demo: Path) -> None:
+    again = snakemake("-n", "--cores", "2", cwd=ROOT)
+    assert "Nothing to be done" in again.stdout + again.stderr, again.stdout[-3000:]
