@@ -64,27 +64,38 @@ SAMPLES_SCHEMA = pa.schema(
 # ---------------------------------------------------------------------------------------------------------------------
 
 _NAME = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.\-]+)["']? *(?:#.*)?$""", re.MULTILINE)
+_TAGS = re.compile(r"""^["']?tag["']?:((?: *[^\n]*)(?:\n *- *[^\n]+)*)""", re.MULTILINE)
+_WORD = re.compile(r"[\w.\-]*\w[\w.\-]*")
 
 
 @cache
-def known_tasks(task_dir: str | os.PathLike[str] = TASK_DIR) -> frozenset[str]:
-    """Names of the tasks and groups of ``task_dir`` and of lm-eval, read from their YAML files.
+def known_tasks(task_dir: str = TASK_DIR) -> dict[str, Path]:
+    """Tasks, groups and tags of ``task_dir`` and of lm-eval, each with the YAML file that names it first.
 
-    Neither imports lm-eval nor needs it: where it is not installed, the names of ``task_dir`` are all that is known.
+    They are read off the files: lm-eval is not imported (which takes seconds) and its index is not built (which takes
+    ten). Where lm-eval is not installed, the names of ``task_dir`` are all that is known.
     """
-    folders = [Path(task_dir)]
+    names: dict[str, Path] = {}
+    for folder in filter(None, (Path(task_dir), _lm_eval_tasks())):
+        for path in sorted(folder.glob("**/*.yaml")):
+            text = path.read_text(errors="replace")
+            for name in _NAME.findall(text):
+                names.setdefault(name, path)
+            for block in _TAGS.findall(text):
+                for name in _WORD.findall(block):
+                    names.setdefault(name, path)
+    return names
+
+
+def _lm_eval_tasks() -> Path | None:
     spec = importlib.util.find_spec("lm_eval")
-    if spec is not None and spec.submodule_search_locations:
-        folders.append(Path(next(iter(spec.submodule_search_locations))) / "tasks")
-    names: set[str] = set()
-    for folder in folders:
-        for path in folder.glob("**/*.yaml"):
-            names.update(_NAME.findall(path.read_text(errors="replace")))
-    return frozenset(names)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
 def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR) -> None:
-    """Fail if there is no task or group ``name``; takes about a second, and no model is loaded.
+    """Fail if there is no task, group or tag ``name``; takes about a second, and no model is loaded.
 
     Raises:
         MoecapError: no such task, with the nearest names.
@@ -94,11 +105,8 @@ def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR) -> None:
     known = known_tasks(os.fspath(task_dir))
     if name in known:
         return
-    if importlib.util.find_spec("lm_eval") is None:
+    if _lm_eval_tasks() is None:
         log.warning("lm-eval is not installed here: whether it has a task %r cannot be checked", name)
-        return
-    # Tags and Python tasks are in lm-eval's own index only; it takes ten seconds to build, so it is asked last.
-    if name in _task_manager(os.fspath(task_dir), True).all_tasks:
         return
     raise MoecapError(
         f"There is no lm-eval task {name!r}, neither in {task_dir} nor among lm-eval's own. "
@@ -120,6 +128,17 @@ def _task_manager(task_dir: str, defaults: bool) -> Any:
     return TaskManager(include_path=task_dir, include_defaults=defaults)
 
 
+def _task_managers(name: str, task_dir: str) -> Iterator[Any]:
+    """First one that knows the folder of task ``name`` alone, which is quick; then one that knows all of lm-eval's."""
+    if (Path(task_dir) / f"{name}.yaml").is_file():
+        yield _task_manager(task_dir, False)
+        return
+    root, path = _lm_eval_tasks(), known_tasks(task_dir).get(name)
+    if root is not None and path is not None and path.is_relative_to(root):
+        yield _task_manager(str(root / path.relative_to(root).parts[0]), False)
+    yield _task_manager(task_dir, True)
+
+
 def load_task(
     name: str,
     task_dir: str | os.PathLike[str] = TASK_DIR,
@@ -138,23 +157,22 @@ def load_task(
         MoecapError: no such task; a local file is missing or lacks what the task reads; its data cannot be had.
     """
     check_task(name, task_dir)
-    manager = _task_manager(os.fspath(task_dir), not (Path(task_dir) / f"{name}.yaml").is_file())
-    spec: str | dict[str, Any] = name
-    if data_files:
-        entry = manager.task_index[name]
-        if entry.kind.name != "TASK":
-            raise MoecapError(
-                f"`data_files` of the dataset with task {name!r}: local files can stand in for one task's data, and "
-                f"{name!r} is a {entry.kind.name.lower()} of several tasks. Name one of its tasks."
-            )
-        spec = _with_local_data(entry, data_files)
-    try:
-        loaded = manager.load([spec])
-    except Exception as error:
+    failure: Exception | None = None
+    for manager in _task_managers(name, os.fspath(task_dir)):
+        if name not in manager.task_index:
+            continue
+        spec = _with_local_data(name, manager.task_index[name], data_files) if data_files else name
+        try:
+            loaded = manager.load([spec])
+            break
+        except Exception as error:  # lm-eval, datasets and the network raise what they like
+            failure = failure or error
+    else:
         raise MoecapError(
-            f"The data of task {name!r} could not be loaded ({_first_line(error)}). A dataset of the hub needs the "
-            "network once, or a filled HF_HOME; `data_files` in the config names local files per split instead."
-        ) from error
+            f"The data of task {name!r} could not be loaded ({_first_line(failure or KeyError(name))}) A dataset of "
+            "the hub needs the network once, or a filled HF_HOME; `data_files` in the config names local files per "
+            "split instead."
+        ) from failure
     questions = sum(min(limit or math.inf, len(list(task.eval_docs))) for task in loaded["tasks"].values())
     log.info("task %s: %d task(s), %d questions", name, len(loaded["tasks"]), questions)
     return loaded
@@ -163,19 +181,25 @@ def load_task(
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def _with_local_data(entry: Any, data_files: Mapping[str, str]) -> dict[str, Any]:
+def _with_local_data(name: str, entry: Any, data_files: Mapping[str, str]) -> dict[str, Any]:
     """The task's whole config, with its data source replaced by local files."""
     from lm_eval.tasks._yaml_loader import load_yaml
+
+    if entry.kind.name != "TASK":
+        raise MoecapError(
+            f"`data_files` of the dataset with task {name!r}: local files can stand in for one task's data, and "
+            f"{name!r} is a {entry.kind.name.lower()} of several tasks. Name one of its tasks."
+        )
 
     suffixes = {Path(path).suffix for path in data_files.values()}
     if len(suffixes) != 1 or not suffixes <= set(_BUILDERS):
         raise MoecapError(
-            f"`data_files` of task {entry.name!r}: {', '.join(data_files.values())} must be files of one kind, out of "
+            f"`data_files` of task {name!r}: {', '.join(data_files.values())} must be files of one kind, out of "
             f"{', '.join(_BUILDERS)}."
         )
     for split, path in data_files.items():
         if not Path(path).is_file():
-            raise MoecapError(f"`data_files` of task {entry.name!r}: {path} (split {split!r}) does not exist.")
+            raise MoecapError(f"`data_files` of task {name!r}: {path} (split {split!r}) does not exist.")
     config = load_yaml(entry.yaml_path, resolve_func=True) if entry.yaml_path else dict(entry.cfg)
     needed = {config.get("test_split") or config.get("validation_split")}
     if config.get("num_fewshot"):
@@ -183,7 +207,7 @@ def _with_local_data(entry: Any, data_files: Mapping[str, str]) -> dict[str, Any
     missing = {split for split in needed if split} - set(data_files)
     if missing:
         raise MoecapError(
-            f"`data_files` of task {entry.name!r} has no file for its split(s) {', '.join(sorted(missing))}; it gives "
+            f"`data_files` of task {name!r} has no file for its split(s) {', '.join(sorted(missing))}; it gives "
             f"{', '.join(data_files)}. The task reads its questions and its worked examples from there."
         )
     # Splits that the task names but that are not given are not read.
@@ -192,7 +216,7 @@ def _with_local_data(entry: Any, data_files: Mapping[str, str]) -> dict[str, Any
             config[key] = None
     return {
         **config,
-        "task": entry.name,
+        "task": name,
         "dataset_path": _BUILDERS[suffixes.pop()],
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: os.path.abspath(path) for split, path in data_files.items()}},  # noqa: PTH100
@@ -297,7 +321,6 @@ def task_hash(configs: Mapping[str, Any], data_files: Mapping[str, str] | None =
 VLLM_CPU: dict[str, Any] = {
     "device": "cpu",
     "lm_eval": {"model": "vllm", "model_args": {"dtype": "bfloat16", "enforce_eager": True, "batch_size": "auto"}},
-    "options": {"env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}},
 }
 
 
@@ -338,6 +361,7 @@ def _engine_environment(engine: Mapping[str, Any]) -> Iterator[None]:
         wanted.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: it ends with it and shares its log
         if engine.get("device") == "cpu":
             wanted.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            wanted.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its binding is for a process of its own
     added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:

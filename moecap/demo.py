@@ -145,14 +145,15 @@ def test_problems(seed: int, count: int, *, choices: bool) -> list[dict[str, Any
     for kind in KINDS:
         wanted = round(count * kind.test_weight)
         stream = problems(kind, generator, seed=seed, test=True)
-        draws = 0
+        repeats = 0
         while wanted:
             problem = next(stream)
-            draws += 1
             if problem in seen:
-                if draws > 100 * count:
-                    raise ValueError(f"{kind.name} has fewer than {round(count * kind.test_weight)} test problems")
+                repeats += 1
+                if repeats > 20_000:
+                    raise ValueError(f"{kind.name} has no {round(count * kind.test_weight)} different test problems")
                 continue
+            repeats = 0
             seen.add(problem)
             wanted -= 1
             row: dict[str, Any] = {"question": problem.text, "answer": problem.answer, "kind": kind.name}
@@ -244,6 +245,7 @@ def model_config() -> Any:
         shared_expert_intermediate_size=128,
         norm_topk_prob=True,
         router_aux_loss_coef=0.01,
+        initializer_range=0.08,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=False,
         use_cache=True,

@@ -120,8 +120,8 @@ def check_widths(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe, group_si
         if linear and not recipe.ignores(module) and shape[1] % group_size:
             raise PermanentError(
                 f"{recipe.scheme} shares a scale among {group_size} weights, and {name} is {shape[1]} wide, which is "
-                f"no multiple of it. Set the recipe's `group_size` to a divisor of {shape[1]}, or put {module!r} in its "
-                "`ignore`."
+                f"no multiple of it. Set the recipe's `group_size` to a divisor of {shape[1]}, or add {module!r} to "
+                "its `ignore`."
             )
 
 
