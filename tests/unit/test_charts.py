@@ -57,6 +57,13 @@ def test_radial_is_bounded_and_symmetric(value, reference):
         assert charts.radial(reference, reference, axis) == 0.5
 
 
+def test_marks_of_an_axis_lie_where_their_ratio_does():
+    for axis in charts.CAP_AXES:  # the web is drawn at a quarter, a half and three quarters
+        better = axis.span if axis.higher_is_better else 1 / axis.span
+        assert charts.radial(better, 1, axis) == pytest.approx(0.75)
+        assert charts.radial(1 / better, 1, axis) == pytest.approx(0.25)
+
+
 @given(st.floats(0.1, 10), st.floats(1.001, 5))
 def test_better_lies_further_out(value, factor):
     better_is_higher = charts.radial(value * factor, 1, charts.PERFORMANCE) > charts.radial(
