@@ -65,6 +65,7 @@ FUSED_KV_WORDS = ("kv_proj",)
 LATENT_WORDS = ("kv_a_proj_with_mqa",)
 #: Keys of a sparse-attention indexer, cached beside the KV.
 INDEXER_KEY = ("indexer", "wk")
+INDEXER_WORDS = {"wq_b", "wk", "k_norm", "weights_proj"}
 #: Projections into a latent that all heads share: tensor parallelism keeps them whole on every rank.
 SHARED_LATENT_WORDS = {"q_a_proj", "kv_a_proj_with_mqa", "indexer"}
 OUTPUT_WORDS = ("o_proj", "out_proj", "o", "dense")
@@ -636,6 +637,9 @@ class _LayerReader:
         plain = {n.rpartition(".")[2]: m for n, m in projections.items() if "indexer" not in n and "compress" not in n}
         latent = _first(plain, LATENT_WORDS)
         indexer = sum(_out(m) for n, m in projections.items() if tuple(n.split(".")[-2:]) == INDEXER_KEY)
+        unknown = sorted({n for n in self._indexer_words(block) if n not in INDEXER_WORDS})
+        if unknown:
+            raise self.refuse(f"what the indexer of {name} keeps beside its keys is not known ({', '.join(unknown)}).")
         holder = _holder(block, plain)
         output = _first(plain, OUTPUT_WORDS)
         if latent is not None:
@@ -674,6 +678,11 @@ class _LayerReader:
             )
         heads = output.weight.shape[1] // v_dim
         return Memory("full", keys + values + indexer, None, 0, heads, head_dim, v_dim, kv_heads)
+
+    @staticmethod
+    def _indexer_words(block: torch.nn.Module) -> set[str]:
+        names = (n.split(".") for n, _ in block.named_parameters())
+        return {words[words.index("indexer") + 1] for words in names if "indexer" in words}
 
     def _constant_state(self, kind: str) -> Memory:
         import torch
@@ -952,7 +961,9 @@ def measure(config: PretrainedConfig, tokens: tuple[int, int] = (5, 9)) -> Measu
     def spy(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int64) and value.ndim >= 2:
-                chosen.add(int(value.shape[-1]))
+                mask = int(value.max()) <= 1 and value.shape[-1] > 2  # one column per expert, not one per choice
+                if not mask:
+                    chosen.add(int(value.shape[-1]))
 
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in EXPERT_WORDS:
@@ -960,9 +971,9 @@ def measure(config: PretrainedConfig, tokens: tuple[int, int] = (5, 9)) -> Measu
     with torch.no_grad(), _quiet():
         for length in tokens:
             ids = torch.arange(2, 2 + length).remainder(16)[None]
-            extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+            extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"use_cache": True}
             try:
-                caches.append(model(input_ids=ids, use_cache=True, **extra).past_key_values)
+                caches.append(model(input_ids=ids, **extra).past_key_values)
             except Exception as error:
                 raise MoecapError(f"The model does not run: {type(error).__name__}: {_first_line(error)}") from error
     kept = [_cache_elements(cache) for cache in caches]

@@ -13,7 +13,7 @@ import re
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -622,8 +622,3 @@ def _main_dtype(tensors: Iterable[StoredTensor]) -> str:
         weight[tensor.dtype] += tensor.bytes
     dtype = weight.most_common(1)[0][0]
     return DTYPE_PRECISION.get(dtype, dtype.lower())
-
-
-def with_ignored(recipe: Recipe, ignore: Iterable[str]) -> Recipe:
-    """The same recipe with more modules left as they are."""
-    return replace(recipe, ignore=(*recipe.ignore, *ignore))
