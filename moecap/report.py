@@ -439,9 +439,9 @@ def _head(column: str, text: str, unit: str = "", number: bool = True, first: st
     return Head(text, unit, f"{title} {source}".strip(), number, first if number else "ascending")
 
 
-def _status_cell(row: Row) -> Cell:
+def _status_cell(row: Row, note: str = "") -> Cell:
     badge = {"measured": "good", "failed": "bad", "missing": "warn", "estimated": "warn"}.get(row["status"], "")
-    return Cell(row["status"], row["status"], badge=badge or "plain", kind="text")
+    return Cell(row["status"], row["status"], note, badge=badge or "plain", kind="text")
 
 
 def _price_cell(row: Row) -> Cell:
@@ -464,8 +464,10 @@ def _text_heads(*columns: str) -> list[Head]:
 def leaderboard(rows: Sequence[Row]) -> View:
     """One row per deployment and dataset, at its fastest batch size; a failed one stands there as failed."""
     best: dict[tuple[str, str], Row] = {}
+    lacking: dict[tuple[str, str], int] = {}
     for r in rows:
         key = (r["deployment"], r["dataset"])
+        lacking[key] = lacking.get(key, 0) + (r["status"] in ("failed", "missing"))
         if key not in best or (r["output_tokens_per_s"] or -1) > (best[key]["output_tokens_per_s"] or -1):
             best[key] = r
     heads = [
@@ -494,9 +496,9 @@ def leaderboard(rows: Sequence[Row]) -> View:
             _interval(r, "decode_s_mfu", percent),
             _cell(r["cap_class"], note=_differing_class(r), kind="text"),
             _cell(r["pareto_frequency"], lambda v: percent(v, 0), kind="number"),
-            _status_cell(r),
+            _status_cell(r, f"{lacking[key]} other point(s) not" if lacking[key] and r["status"] == "measured" else ""),
         ]
-        for r in best.values()
+        for key, r in best.items()
     ]
     return View("leaderboard", heads, body, "Each deployment at its fastest batch size.")
 

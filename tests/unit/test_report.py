@@ -246,6 +246,15 @@ def test_failures_are_shown_and_the_page_is_marked_incomplete(tmp_path):
     assert "demo-int8 against demo-bf16" in page.text  # the others are reported
 
 
+def test_leaderboard_says_that_a_point_is_lacking():
+    rows = make().table.to_pylist()
+    rows[3] = {**rows[3], "status": "failed", "output_tokens_per_s": None}
+    shown = {(r[0].text, r[1].text): (r[2].text, r[-1]) for r in report.leaderboard(rows).rows}
+    batch, status = shown["demo-bf16", "arithmetic"]
+    assert (batch, status.text, status.note) == ("16", "measured", "1 other point(s) not")
+    assert shown["demo-int8", "arithmetic"][1].note == ""
+
+
 def test_failure_of_one_point_is_read_with_its_scope(tmp_path):
     point = {"dataset": "arithmetic", "batch_size": 64, "repeat": 1}
     record = {"deployment": "demo-bf16", "class": "transient", "message": "killed", "point": point}
