@@ -39,3 +39,7 @@ rule all:
         paths.cap,
         paths.charts,
         paths.report,
+
+
+onerror:
+    report_over_what_there_is()

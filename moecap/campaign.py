@@ -190,7 +190,25 @@ class Campaign:
         return {self.accuracy_file(row, d): (row, d) for row in self.deployments.values() for d in row.datasets}
 
     def all_accuracy_files(self) -> list[str]:
-        return list(self._accuracy_rows)
+        return self._there(list(self._accuracy_rows))
+
+    def _there(self, files: list[str]) -> list[str]:
+        """All of ``files``; in a partial report those that exist."""
+        return [file for file in files if Path(file).exists()] if self.config.partial else files
+
+    @cached_property
+    def reported(self) -> list[str]:
+        """Deployments whose figures the report shows: all; in a partial report those that got as far as their cost."""
+        return self.reported_now() if self.config.partial else list(self.deployments)
+
+    def reported_now(self) -> list[str]:
+        """Deployments that have got as far as their cost by now."""
+        return [d for d in self.deployments if Path(fill(self.paths.cost, deployment=d)).exists()]
+
+    @property
+    def report_paths(self) -> Paths:
+        """Where CAP table, charts and report go: a partial report leaves the complete one alone."""
+        return Paths(f"{self.config.results}/partial") if self.config.partial else self.paths
 
     def accuracy_row(self, **wildcards: str) -> tuple[Deployment, str]:
         """The deployment and dataset behind an accuracy file's wildcards.
@@ -338,7 +356,10 @@ class Campaign:
 
     def anatomy_files(self) -> list[str]:
         used = sorted({(row.model, row.precision) for row in self.deployments.values()})
-        return [fill(self.paths.anatomy, model=m, precision=p) for m, p in used]
+        return self._there([fill(self.paths.anatomy, model=m, precision=p) for m, p in used])
+
+    def machine_files(self) -> list[str]:
+        return self._there([fill(self.paths.machine, hardware=name) for name in self.hardware_in_use])
 
     def sample_files(self) -> list[str]:
         suffix = ".parquet"

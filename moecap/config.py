@@ -132,6 +132,10 @@ class Config(Strict):
     data_files: dict[Name, dict[str, str]] = Field(
         default={}, description="local files for a dataset: split -> path, instead of a download"
     )
+    partial: bool = Field(
+        default=False,
+        description="report over what there is, below results/partial: `snakemake report --config partial=true`",
+    )
     quantize_python: str = Field(default=".venv-quantize/bin/python", description="interpreter that has llmcompressor")
 
     @model_validator(mode="after")

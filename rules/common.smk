@@ -1,5 +1,6 @@
 # Input functions and small helpers that the rules name. What they compute lies in the library.
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ except MoecapError as error:
     raise WorkflowError(str(error))
 
 paths = campaign.paths
+report_paths = campaign.report_paths
 
 
 def code(script, *more):
@@ -35,12 +37,44 @@ def one_of(values):
     return "|".join(re.escape(value) for value in values) or "(?!)"
 
 
-def log_of(rule, *wildcards):
-    return str(Path(paths.log, rule, *(f"{{{w}}}" for w in wildcards))) + ".log"
+def log_of(rule, *wildcards, root=paths):
+    return str(Path(root.log, rule, *(f"{{{w}}}" for w in wildcards))) + ".log"
 
 
-def benchmark_of(rule, *wildcards):
-    return str(Path(paths.benchmark, rule, *(f"{{{w}}}" for w in wildcards))) + ".tsv"
+def benchmark_of(rule, *wildcards, root=paths):
+    return str(Path(root.benchmark, rule, *(f"{{{w}}}" for w in wildcards))) + ".tsv"
+
+
+def report_over_what_there_is():
+    """After a failure: the report of the deployments that succeeded, with the failed ones and their reasons."""
+    if campaign.config.partial or not campaign.reported_now():
+        return
+    configs = [str(path) for path in workflow.overwrite_configfiles]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--cores",
+        "1",
+        "--nolock",
+        "--quiet",
+        "all",
+    ]
+    command += ["--snakefile", str(workflow.main_snakefile)]
+    command += ["--configfile", *configs] if configs else []
+    done = subprocess.run(
+        [*command, "--config", "partial=true", "--", "report"],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        logger.error(
+            f"Incomplete: a report over what there is lies in {paths.results}/partial/report.html."
+        )
+    else:
+        logger.error(
+            f"No report over what there is: {done.stderr.strip().splitlines()[-1:]}"
+        )
 
 
 def timed_threads(wildcards):

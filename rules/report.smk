@@ -3,17 +3,17 @@
 
 rule cap:
     input:
-        metrics=expand(paths.metrics, deployment=campaign.deployments)
+        metrics=expand(paths.metrics, deployment=campaign.reported)
         + campaign.published_files("metrics"),
-        cost=expand(paths.cost, deployment=campaign.deployments)
+        cost=expand(paths.cost, deployment=campaign.reported)
         + campaign.published_files("cost"),
         accuracy=campaign.all_accuracy_files() + campaign.published_files("accuracy"),
     output:
-        cap=report(paths.cap, caption="../report/cap.rst", category="Tables"),
+        cap=report(report_paths.cap, caption="../report/cap.rst", category="Tables"),
     log:
-        log_of("cap"),
+        log_of("cap", root=report_paths),
     benchmark:
-        benchmark_of("cap")
+        benchmark_of("cap", root=report_paths)
     conda:
         "../envs/core.yaml"
     params:
@@ -25,20 +25,20 @@ rule cap:
 
 rule charts:
     input:
-        cap=paths.cap,
+        cap=report_paths.cap,
         anatomy=campaign.anatomy_files(),
-        routing_analysis=expand(paths.routing_analysis, deployment=campaign.deployments),
+        routing_analysis=expand(paths.routing_analysis, deployment=campaign.reported),
     output:
         charts=report(
-            directory(paths.charts),
+            directory(report_paths.charts),
             caption="../report/charts.rst",
             category="Charts",
             patterns=["{name}.svg"],
         ),
     log:
-        log_of("charts"),
+        log_of("charts", root=report_paths),
     benchmark:
-        benchmark_of("charts")
+        benchmark_of("charts", root=report_paths)
     conda:
         "../envs/core.yaml"
     params:
@@ -50,18 +50,20 @@ rule charts:
 
 rule report:
     input:
-        cap=paths.cap,
-        charts=paths.charts,
+        cap=report_paths.cap,
+        charts=report_paths.charts,
         anatomy=campaign.anatomy_files(),
-        routing_analysis=expand(paths.routing_analysis, deployment=campaign.deployments),
-        machines=expand(paths.machine, hardware=campaign.hardware_in_use),
+        routing_analysis=expand(paths.routing_analysis, deployment=campaign.reported),
+        machines=campaign.machine_files(),
         samples=campaign.sample_files(),
     output:
-        report=report(paths.report, caption="../report/report.rst", category="Report"),
+        report=report(
+            report_paths.report, caption="../report/report.rst", category="Report"
+        ),
     log:
-        log_of("report"),
+        log_of("report", root=report_paths),
     benchmark:
-        benchmark_of("report")
+        benchmark_of("report", root=report_paths)
     conda:
         "../envs/core.yaml"
     params:
