@@ -236,3 +236,17 @@ def test_requests_are_well_formed(stage, gpu, devices, weight_bytes, points, fai
         plain = resources(SITE, need)
         assert found["mem_mb"] >= plain["mem_mb"] and found["runtime"] >= plain["runtime"]
     assert module.weight_bytes(need) >= 0
+
+
+def test_profile_decides_nothing_that_a_site_decides():
+    profile = yaml.safe_load((ROOT / "slurm/config.yaml").read_text())
+    assert profile["executor"] == "slurm" and profile["slurm-status-command"] == "squeue"
+    text = (ROOT / "slurm/config.yaml").read_text()
+    decided = ("slurm_partition", "slurm_account", "slurm-qos", "gpu", "constraint")
+    assert not [key for line in text.splitlines() if not line.startswith("#") for key in decided if key in line]
+    # Slurm keeps ended jobs for 300 s by default; squeue is trusted when that is three times this.
+    assert 3 * profile["slurm-init-seconds-before-status-checks"] <= 300
+    # Laid over every other profile: it may not choose where jobs run.
+    default = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
+    assert not set(default) & {"executor", "cores", "jobs", "default-resources"}
+    assert (ROOT / "profiles/slurm/config.yaml").samefile(ROOT / "slurm/config.yaml")
