@@ -43,7 +43,7 @@ rule charts:
         "../envs/core.yaml"
     params:
         charts=campaign.chart_params(),
-        code=code("charts.py"),
+        code=code("charts.py", "moecap/templates"),
     script:
         "../scripts/charts.py"
 
