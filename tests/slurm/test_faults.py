@@ -205,6 +205,27 @@ def test_cancelled_requeued_and_lost(start, cluster):
     assert (cancelled["JobState"], again["JobState"]) == ("CANCELLED", "COMPLETED")
 
 
+def test_snakemake_killed_and_started_again(start, cluster):
+    """Its Slurm job is found and cancelled before anything is submitted; the lock of the dead process is lifted."""
+    wait = "while [ ! -e $PWD/go ]; do sleep 0.2; done; echo ended"
+    jobs = {"orphan": {"need": {"stage": "cost"}, "command": wait}}
+    run = start(jobs)
+    cluster.wait(lambda: (j := jobs_of(cluster, "orphan")) and j[0]["JobState"] == "RUNNING", "the job to run", 120)
+    second = start(jobs)  # while the first is alive
+    assert second.wait() != 0 and f"process {run.process.pid} on" in second.text()
+    run.stop()
+    again = start(jobs)
+    cluster.wait(lambda: len(jobs_of(cluster, "orphan")) == 2, "the job to be submitted again", 120)
+    assert jobs_of(cluster, "orphan")[0]["JobState"] == "CANCELLED"
+    (run.folder / "go").touch()
+    assert again.wait() == 0, again.text()[-4000:]
+    orphan, done = jobs_of(cluster, "orphan")
+    assert (orphan["JobState"], done["JobState"]) == ("CANCELLED", "COMPLETED")
+    assert "The lock of a run that was killed is lifted" in again.text()
+    assert f"Cancelled 1 Slurm job(s) that an earlier run left behind: {orphan['JobId']}." in again.text()
+    assert not (run.folder / "results/running.json").exists()
+
+
 def test_nothing_is_left_to_do(start, cluster):
     jobs = {"once": {"need": {"stage": "cost"}, "command": "echo once"}}
     assert start(jobs).wait() == 0
