@@ -1,6 +1,7 @@
 """Bring a checkpoint to its place: downloaded from the hub and verified, or linked from a folder.
 
-params: source ({"hub", "revision"} or {"path"}), cache (shared cache folder or None); wildcards: variant (model/precision).
+params: source ({"hub", "revision"} or {"path"}), cache (shared cache folder or None);
+wildcards: variant (model/precision); output: manifest, written last.
 """
 
 from pathlib import Path
