@@ -11,7 +11,6 @@ from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     model, precision = job.wildcards.variant.split("/")
-    model, _, precision = job.wildcards.variant.partition("/")
     fetch(
         job.params.source,
         Path(job.output.manifest).parent,
