@@ -13,7 +13,7 @@ from typing import Any
 from moecap import paper
 from moecap.accuracy import check_task
 from moecap.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, PrecisionEntry
-from moecap.config import Config, Deployment, load_config, read_deployments, row_location
+from moecap.config import Config, Deployment, load_config, read_deployments, row_lines
 from moecap.engines.base import Machine, catalogue_machine, check_can_serve, this_machine
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.hardware import System, hardware_files
@@ -55,8 +55,10 @@ class Campaign:
 
     def _check(self) -> None:
         config = self.config
-        for row in self.deployments.values():
-            self._check_row(row)
+        lines = row_lines(config.deployments) if config.deployments else {}
+        for name, row in self.deployments.items():
+            where = f"{config.deployments}, line {lines.get(name, '?')} ({name})"
+            self.deployments[name] = self._check_row(row, where)
         if config.published is not None:
             self.catalogue.hardware.find(config.published.hardware, f"{self.source}: `published.hardware`")
         known_ids = [row["deployment"] for row in self._rows()]
@@ -73,8 +75,8 @@ class Campaign:
         if config.cost.region is not None:
             self.catalogue.hardware.region(config.cost.region, f"{self.source}: `cost.region`")
 
-    def _check_row(self, row: Deployment) -> None:
-        where = row_location(self.config.deployments, row.deployment)
+    def _check_row(self, row: Deployment, where: str) -> Deployment:
+        """The row, with the engine that will serve it; an error for what cannot be served."""
         catalogue = self.catalogue
         model = catalogue.find("model", row.model, where)
         precision = catalogue.find("precision", row.precision, where)
@@ -98,10 +100,21 @@ class Campaign:
                 f"{where}: `engine` is {row.engine!r}, which runs on {engine.device} GPUs, but `hardware` {row.hardware!r} "
                 "has none in the catalogue. Name an entry with a GPU, or an engine whose `device` is cpu."
             )
+        try:
+            self._check_engine(row, where)
+        except PermanentError as error:
+            if not (self.config.fallback and system.detect and engine.instead):
+                raise
+            row = row.model_copy(update={"engine": engine.instead})
+            self._check_engine(row, where)
+            self._warn(f"{error} It will be served by {engine.instead} instead.")
+        return row
+
+    def _check_engine(self, row: Deployment, where: str) -> None:
         check_can_serve(
-            engine.model_dump(),
-            precision.for_serving(),
-            machine_of(row.hardware, system),
+            self.engine(row.engine).model_dump(),
+            self.precision(row.precision).for_serving(),
+            machine_of(row.hardware, self.catalogue.hardware.find(row.hardware)),
             engine=row.engine,
             offload=row.offload,
             where=where,

@@ -132,6 +132,10 @@ class Config(Strict):
     data_files: dict[Name, dict[str, str]] = Field(
         default={}, description="local files for a dataset: split -> path, instead of a download"
     )
+    fallback: bool = Field(
+        default=False,
+        description="a row whose engine has no kernel for its precision on this machine takes the engine's `instead`",
+    )
     partial: bool = Field(
         default=False,
         description="report over what there is, below results/partial: `snakemake report --config partial=true`",
@@ -251,9 +255,7 @@ def read_deployments(path: str | Path) -> list[Deployment]:
     return [row for _, row in deployments.values()]
 
 
-def row_location(path: str | Path, deployment: str) -> str:
-    """``file, line N (id)`` of a deployment, for messages about a row that is well-formed but impossible."""
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
-        if re.match(rf"\s*\"?{re.escape(deployment)}\"?\s*,", line):
-            return f"{path}, line {number} ({deployment})"
-    return f"{path} ({deployment})"
+def row_lines(path: str | Path) -> dict[str, int]:
+    """Line of every deployment in its table, for messages about a row that is well-formed but impossible."""
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    return {line.split(",", 1)[0].strip().strip('"'): number for number, line in enumerate(lines, 1) if "," in line}

@@ -20,6 +20,9 @@ try:
 except MoecapError as error:
     raise WorkflowError(str(error))
 
+for warning in campaign.warnings:
+    logger.warning(warning)
+
 paths = campaign.paths
 report_paths = campaign.report_paths
 

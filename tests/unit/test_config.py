@@ -12,6 +12,7 @@ from moecap import reference
 from moecap.campaign import Campaign
 from moecap.cli import main
 from moecap.config import read_deployments
+from moecap.engines.base import Machine
 from moecap.errors import MoecapError, PermanentError
 from tests.conftest import ROOT
 
@@ -105,6 +106,18 @@ def test_an_engine_without_a_kernel_is_refused_before_anything_runs(site: Path) 
     assert "ready-made" in refused()
     change(",fp8-block,vllm-cpu", ",int8,vllm-cuda")
     assert "vllm-cuda" in refused(error=PermanentError)
+
+
+def test_without_a_kernel_the_demo_falls_back_and_says_so(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Machine(
+        "this-machine", isa="x86_64", vendor="GenuineIntel", flags=frozenset({"avx2"}), packages=frozenset()
+    )
+    monkeypatch.setattr("moecap.campaign.this_machine", lambda name: plain)
+    change(",bf16,", ",int8,")
+    assert "no kernel" in refused(error=PermanentError) or "cannot serve" in refused(error=PermanentError)
+    campaign = Campaign({"deployments": "table.csv", "fallback": True})
+    assert campaign.deployment("d").engine == "transformers"
+    assert "served by transformers instead" in campaign.warnings[0]
 
 
 def test_a_task_that_does_not_exist_is_refused(site: Path) -> None:
