@@ -45,6 +45,7 @@ def _redraw(archive: Archive, output: Path) -> dict[str, Any]:
         charts.get("reference"),
         routing_of(inputs.get("routing_analysis", [])),
         charts.get("formats"),
+        charts.get("only"),
     )
     page = render_report(
         read_inputs(
