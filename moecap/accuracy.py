@@ -476,7 +476,9 @@ def _run(
 
     with _engine_environment(engine):
         try:
-            model = get_model(lm_name).create_from_arg_obj(lm_arguments, {"batch_size": settings["batch_size"]})
+            model = get_model(lm_name).create_from_arg_obj(
+                _loaded(lm_name, lm_arguments), {"batch_size": settings["batch_size"]}
+            )
         except Exception as error:
             raise MoecapError(
                 f"{lm_name} could not load {lm_arguments['pretrained']} for the evaluation: {_first_line(error)} "
@@ -500,6 +502,24 @@ def _run(
     if results is None:
         raise MoecapError("lm-eval returned no results: this process is not the first of a group.")
     return results
+
+
+def _loaded(lm_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """For Transformers on a quantized checkpoint, the model itself in place of its name.
+
+    Transformers alone does not read every kind (see :mod:`moecap.dequantize`), and lm-eval would leave it at that.
+    """
+    if lm_name != "hf":
+        return arguments
+    config = Path(arguments["pretrained"]) / "config.json"
+    if not config.is_file() or "quantization_config" not in json.loads(config.read_text()):
+        return arguments
+    from moecap.dequantize import load_causal_lm
+
+    options = {key: arguments[key] for key in ("dtype", "trust_remote_code") if key in arguments}
+    model = load_causal_lm(arguments["pretrained"], **options)
+    rest = {key: value for key, value in arguments.items() if key not in ("pretrained", "dtype")}
+    return rest | {"pretrained": model.to(arguments.get("device", "cpu")), "tokenizer": arguments["pretrained"]}
 
 
 def _first_line(error: BaseException) -> str:
