@@ -76,7 +76,9 @@ ROWS = [
     ),
     Row("a chart's code", (("moecap/charts.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
     Row(
-        "the report's template", (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),), {"report": 1}
+        "a template of the report",
+        (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),),
+        {"charts": 1, "report": 1},
     ),
     Row("a metrics function of the library", (("moecap/metrics.py", '"""', '"""Edited. '),), below_metrics(3)),
     Row("a cost function of the library", (("moecap/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
