@@ -91,14 +91,14 @@ class Campaign:
             )
         if row.precision not in ("bf16", *model.checkpoints) and precision.recipe is None:
             raise MoecapError(
-                f"{where}: `precision` is {row.precision!r}, which can only be had as a ready-made checkpoint, and model "
-                f"{row.model!r} lists none (its `checkpoints` in {catalogue.file('models')}: "
+                f"{where}: `precision` is {row.precision!r}, which can only be had as a ready-made checkpoint, and "
+                f"model {row.model!r} lists none (its `checkpoints` in {catalogue.file('models')}: "
                 f"{', '.join(model.checkpoints) or 'none'})."
             )
         if engine.device != "cpu" and system.gpu is None:
             raise PermanentError(
-                f"{where}: `engine` is {row.engine!r}, which runs on {engine.device} GPUs, but `hardware` {row.hardware!r} "
-                "has none in the catalogue. Name an entry with a GPU, or an engine whose `device` is cpu."
+                f"{where}: `engine` is {row.engine!r}, which runs on {engine.device} GPUs, but `hardware` "
+                f"{row.hardware!r} has none in the catalogue. Name an entry with a GPU, or an engine whose `device` is cpu."
             )
         try:
             self._check_engine(row, where)

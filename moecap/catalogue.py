@@ -121,9 +121,9 @@ class EngineEntry(Strict):
     environment: str
     distribution: str
     container: str | None = None
-    options: dict[str, Any] = {}
-    lm_eval: dict[str, Any] = {}
-    timeouts: dict[str, float] = {}
+    options: dict[str, Any] = Field(default={})
+    lm_eval: dict[str, Any] = Field(default={})
+    timeouts: dict[str, float] = Field(default={})
     instead: str | None = None
     capabilities: dict[str, Any]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -231,8 +230,8 @@ def read_deployments(path: str | Path) -> list[Deployment]:
     missing = [column for column in _REQUIRED if column not in header]
     if missing:
         raise MoecapError(
-            f"{path}, line {numbered[0][0]}: column `{missing[0]}` is missing. Needed: {', '.join(_REQUIRED)}; optional: "
-            f"{', '.join(c for c in COLUMNS if c not in _REQUIRED)}."
+            f"{path}, line {numbered[0][0]}: column `{missing[0]}` is missing. Needed: {', '.join(_REQUIRED)}; "
+            f"optional: {', '.join(c for c in COLUMNS if c not in _REQUIRED)}."
         )
     deployments: dict[str, tuple[int, Deployment]] = {}
     for number, cells in numbered[1:]:

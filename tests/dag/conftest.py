@@ -43,7 +43,7 @@ def planned_jobs(*arguments: str, cwd: Path) -> dict[str, int]:
 
 
 def pretend_done(workflow: Path, *arguments: str) -> None:
-    """Create every output of the workflow, empty, and have Snakemake record it as made by the current code and params."""
+    """Create every output of the workflow, empty, recorded by Snakemake as made by the current code and params."""
     summary = snakemake("--summary", "--cores", "2", *arguments, cwd=workflow)
     assert summary.returncode == 0, summary.stderr
     for line in summary.stdout.splitlines()[1:]:

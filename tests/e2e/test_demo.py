@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -126,7 +127,7 @@ def test_no_two_timed_runs_overlap(demo: Path) -> None:
             runs.append((point["start_unix_s"], point["start_unix_s"] + point["wall_s"]))
     runs.sort()
     assert len(runs) == 3 * 24
-    assert all(end <= start for (_, end), (start, _) in zip(runs, runs[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(runs))
 
 
 def test_every_figure_says_where_it_came_from(demo: Path) -> None:
