@@ -98,7 +98,7 @@ class Campaign:
         if engine.device != "cpu" and system.gpu is None:
             raise PermanentError(
                 f"{where}: `engine` is {row.engine!r}, which runs on {engine.device} GPUs, but `hardware` "
-                f"{row.hardware!r} has none in the catalogue. Name an entry with a GPU, or an engine whose `device` is cpu."
+                f"{row.hardware!r} has none in the catalogue. Name an entry with a GPU, or an engine on the cpu."
             )
         try:
             self._check_engine(row, where)
