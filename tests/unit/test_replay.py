@@ -145,6 +145,18 @@ def test_rows_of_a_packed_step_are_taken_apart_by_position(sequences):
         np.testing.assert_array_equal(got, expected_ids(tokens))
 
 
+def test_rows_are_labelled_whatever_order_the_engine_keeps():
+    sequences = [[5, 6, 7, 8], [5, 9, 7], [1, 2, 3, 4, 5]]
+    # Request 1 decodes its third token, request 0 its second, request 2 has a chunk of two from position 1.
+    step = replay.Step(np.array([2, 3, 6, 7]), np.array([1, 2, 1, 2]))
+    schedule = ([0, 1, 2], [1, 2, 1], [1, 1, 2])
+    assert replay.label_rows(step, *schedule, sequences).tolist() == [2, 2, 0, 1]
+    with pytest.raises(MoecapError, match="not in its schedule"):
+        replay.label_rows(step, *schedule, [[5, 6, 7, 8], [5, 9, 8], [1, 2, 3, 4, 5]])
+    with pytest.raises(MoecapError, match=r"computes requests \[1\]"):
+        replay.label_rows(replay.Step(step.token_ids[:3], step.positions[:3]), *schedule, sequences)
+
+
 def test_capture_keeps_the_models_own_rows_and_drops_padding():
     import torch
 
@@ -436,3 +448,104 @@ def test_vllm_and_transformers_send_the_same_tokens_to_the_same_experts(family, 
     print(f"{family}: {differences} of {total} token-layers differ in bfloat16, {not_explained} unexplained")
     assert not_explained == 0
     assert differences < 0.1 * total
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("engine", ["vllm-cpu", "transformers"])
+def test_job_with_the_catalogues_engine_options(engine, tmp_path, monkeypatch):
+    """What a timed engine is loaded with must not collide with what the replay sets."""
+    from moecap.config import read_yaml
+
+    entry = read_yaml("config/catalogue/engines.yaml")[engine]
+    for key in entry["options"].get("env") or {}:
+        monkeypatch.setenv(key, "")  # restored afterwards
+    folder = tmp_path / "model"
+    tiny("mixtral", "bfloat16", **{**WIDE, **ARCHITECTURES["mixtral"]}).save_pretrained(folder)
+    (folder / "manifest.json").write_text(json.dumps({"files": {}}))
+    sequences = some_sequences(6)
+    report = replay.run_job(
+        {"engine": entry, "engine_version": "1"},
+        checkpoint=folder,
+        requests=[write_requests(tmp_path / "requests.parquet", sequences)],
+        output=tmp_path / "r.parquet",
+        cache=tmp_path / "cache",
+        threads=1,
+    )
+    assert report.replayed == 6
+    store = routing.read(tmp_path / "r.parquet")
+    assert (store.layers, store.top_k, store.n_experts) == ((0, 1, 2), 2, 8)
+    assert {name: store.tokens(name) for name in store} == {sequence_hash(tokens): len(tokens) for tokens in sequences}
+
+
+def save_int8(folder):
+    """A tiny Qwen2-MoE in compressed-tensors' W8A8, made by hand: int8 weights and a scale per row."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tiny("qwen2_moe", "bfloat16", **{**WIDE, **ARCHITECTURES["qwen2_moe"], "moe_intermediate_size": 128,
+                                     "shared_expert_intermediate_size": 128}).save_pretrained(folder)  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+    group = {
+        "targets": ["Linear"],
+        "format": "int-quantized",
+        "weights": weights,
+        "input_activations": {**weights, "strategy": "token", "dynamic": True},
+    }
+    gates = [f"model.layers.{i}.mlp.{gate}" for i in range(3) for gate in ("gate", "shared_expert_gate")]
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head", *gates],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    stored = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if not module.endswith("_proj") or name == module:
+            stored[name] = tensor
+            continue
+        scale = tensor.float().abs().amax(dim=1, keepdim=True) / 127
+        stored[name] = (tensor.float() / scale).round().to(torch.int8)
+        stored[f"{name}_scale"] = scale.to(torch.bfloat16)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return stored
+
+
+def test_an_int8_checkpoint_is_dequantized_to_what_it_stores(tmp_path):
+    import torch
+
+    from moecap.dequantize import load_causal_lm
+
+    stored = save_int8(tmp_path)
+    model = load_causal_lm(tmp_path, dtype=torch.float32)
+
+    def expected(name):
+        return stored[name].float() * stored[f"{name}_scale"].float()
+
+    layer = model.model.layers[1]
+    torch.testing.assert_close(
+        layer.self_attn.o_proj.weight, expected("model.layers.1.self_attn.o_proj.weight"), rtol=0.01, atol=0.005
+    )
+    torch.testing.assert_close(
+        layer.mlp.experts.down_proj[5], expected("model.layers.1.mlp.experts.5.down_proj.weight"), rtol=0.01, atol=0.005
+    )
+
+
+@pytest.mark.engine
+def test_a_second_model_in_the_process_does_not_compute_with_the_weights_of_the_first(tmp_path, monkeypatch):
+    """ZenDNN keeps packed int8 weights by address, beyond the life of the model."""
+    pytest.importorskip("zentorch", reason="the cache is zentorch's")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    save_int8(tmp_path)
+    sequences = [[t + 3 for t in tokens] for tokens in some_sequences(12)]
+    results = []
+    for _ in range(3):
+        backend = replay.VllmBackend(tmp_path, max_tokens=64, dtype="bfloat16", kv_cache_memory_bytes=2**28)
+        results.append(dict(backend.routing(sequences)))
+        backend.close()
+    for later in results[1:]:
+        for index in range(len(sequences)):
+            np.testing.assert_array_equal(np.sort(later[index]), np.sort(results[0][index]))

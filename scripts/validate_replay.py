@@ -1,0 +1,463 @@
+"""Hold the replay against routers that are read inside the decode itself; writes replay.csv and replay.md.
+
+For each precision the model is served by vLLM on this machine at several batch sizes, twice: untouched (the timed run)
+and with hooks on its routers. Afterwards the sequences are replayed, as the pipeline does it, and compared token by
+token, step by step, and in the S-MBU that follows.
+
+    python scripts/validate_replay.py --variant bf16 CHECKPOINT REQUESTS.parquet [--variant int8 …] --output FOLDER
+
+REQUESTS is a deployment's requests.parquet: its prompts are served again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moecap import machine, replay
+from moecap.config import read_yaml
+from moecap.engines.base import EngineSpec, Request, RunResult, library_versions, load
+from moecap.errors import MoecapError
+from moecap.io import atomic_path, read_parquet
+from moecap.meta import anatomy as anatomy_of
+from moecap.metrics import step_amounts
+from moecap.routing import sequence_hash
+from moecap.steps import step_table
+
+# Runs per batch size: a small batch needs more of them for as many tokens.
+RUNS = {1: 32, 4: 16, 16: 8, 64: 4}
+GOALS = {"s_mbu_error": 0.002, "replay_over_run": 0.25}
+COLUMNS = {
+    "precision": "",
+    "batch_size": "",
+    "runs": "runs compared",
+    "same_tokens": "share of sequences that came out the same with and without hooks",
+    "decode_steps": "decode steps compared",
+    "token_layers": "decoded tokens × MoE layers",
+    "sets_equal": "share of them with the same set of experts",
+    "control_sets_equal": "the same against the replay of the position before: a control, which has to be low",
+    "prefill_sets_equal": "the same for prompt tokens",
+    "step_layers": "decode steps × MoE layers",
+    "unique_equal": "share of them with the same number of unique experts",
+    "unique_experts": "mean number of unique experts, as decoded",
+    "unique_error": "mean error of that number",
+    "unique_abs_error": "mean absolute error",
+    "s_mbu_error": "relative error of decode S-MBU (eq. 3 as printed)",
+    "s_mbu_complete_error": "relative error of decode S-MBU, complete count",
+    "worst_run_error": "largest absolute error of S-MBU of a single run",
+    "run_s": "wall time of the timed runs, s",
+    "replay_s": "wall time of the replay of their sequences, s",
+    "replay_over_run": "ratio of the two",
+    "load_s": "loading the model for the replay, s (once per precision)",
+}
+
+
+# A model in which sums do round differently for one token and for a prompt; its weights are random and seeded.
+WIDE = {
+    "hidden_size": 1024,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "vocab_size": 384,
+    "max_position_embeddings": 1024,
+}
+
+
+def make_wide(folder: Path) -> Path:
+    """Save the wide model, unless it is there."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (folder / "config.json").exists():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("qwen3_moe", **WIDE, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Traced:
+    """A run with hooks: its requests, its schedule, and the expert ids that the decode itself used."""
+
+    result: RunResult
+    sequences: list[list[int]]
+    experts: list[np.ndarray]  # (tokens, layers, top-k); rows of positions that were not computed are zero
+    computed: list[np.ndarray]  # (tokens,) bool
+
+
+class DecodedRouting:
+    """Routing as the step table wants it, from what a decode used."""
+
+    def __init__(self, traced: Traced, layers: tuple[int, ...], top_k: int, n_experts: int) -> None:
+        self.layers, self.top_k, self.n_experts = layers, top_k, n_experts
+        self._ids = {sequence_hash(s): ids for s, ids in zip(traced.sequences, traced.experts, strict=True)}
+
+    def experts(self, sequence_sha256: str) -> np.ndarray:
+        return self._ids[sequence_sha256]
+
+
+class ReplayedRouting(DecodedRouting):
+    """The same from a replay."""
+
+    def __init__(self, ids: dict[str, np.ndarray], layers: tuple[int, ...], top_k: int, n_experts: int) -> None:
+        self.layers, self.top_k, self.n_experts = layers, top_k, n_experts
+        self._ids = ids
+
+
+def batches(requests: Path, batch_size: int, runs: int) -> list[list[Request]]:
+    """``runs`` batches of prompts that were timed, of all datasets in turn, each prompt at most once in a batch."""
+    table = read_parquet(requests, ["dataset", "prompt_token_ids", "output_token_ids"]).to_pylist()
+    prompts: dict[str, dict[tuple[int, ...], int]] = {}
+    for row in table:
+        prompts.setdefault(row["dataset"], {})[tuple(row["prompt_token_ids"])] = len(row["output_token_ids"])
+    found = []
+    for number in range(runs):
+        pool = list(prompts[sorted(prompts)[number % len(prompts)]].items())
+        start = number // len(prompts) * batch_size
+        found.append([Request(*pool[(start + i) % len(pool)]) for i in range(min(batch_size, len(pool)))])
+    return found
+
+
+def tokens_of(result: RunResult) -> list[list[int]]:
+    return [[*record.prompt_token_ids, *record.output_token_ids] for record in result.requests]
+
+
+def trace(engine: Any, apply: Any, requests: Sequence[Request], shape: dict[str, Any]) -> Traced:
+    """Serve ``requests`` with hooks on and sort what they saw by request and position."""
+    apply(replay.collect)
+    result = engine.run(requests)
+    (steps,) = apply(replay.collect)
+    if len(steps) != len(result.steps):
+        raise MoecapError(f"The engine's schedule has {len(result.steps)} steps, and {len(steps)} were seen.")
+    sequences = tokens_of(result)
+    layers = shape["layers"]
+    experts = [np.zeros((len(s), len(layers), shape["top_k"]), dtype=np.int64) for s in sequences]
+    computed = [np.zeros(len(s), dtype=bool) for s in sequences]
+    for seen, step in zip(steps, result.steps, strict=True):
+        labels = replay.label_rows(seen, step.request, step.first_position, step.tokens, sequences)
+        ids = np.stack([seen.experts[layer] for layer in layers], axis=1)
+        for row, (request, position) in enumerate(zip(labels, seen.positions, strict=True)):
+            experts[request][position] = ids[row]
+            computed[request][position] = True
+    return Traced(result, sequences, experts, computed)
+
+
+def tables(traced: Traced, batch_size: int, run: int) -> tuple[pa.Table, pa.Table]:
+    """Schedule and requests of a run, as the step table wants them."""
+    point = {"dataset": "validation", "batch_size": batch_size, "repeat": run}
+    schedule = [
+        {
+            **point,
+            "step": number,
+            "start_s": step.start_s,
+            "wall_s": step.wall_s,
+            "request": step.request,
+            "first_position": step.first_position,
+            "tokens": step.tokens,
+            "cached_tokens": step.cached_tokens,
+            "preempted": step.preempted,
+        }
+        for number, step in enumerate(traced.result.steps)
+    ]
+    requests = [
+        {
+            **point,
+            "request": number,
+            "sequence_sha256": sequence_hash(sequence),
+            "prompt_token_ids": record.prompt_token_ids,
+            "output_token_ids": record.output_token_ids,
+        }
+        for number, (sequence, record) in enumerate(zip(traced.sequences, traced.result.requests, strict=True))
+    ]
+    ints = pa.list_(pa.int32())
+    lists = dict.fromkeys(("request", "first_position", "tokens", "cached_tokens", "preempted"), ints)
+    table = pa.Table.from_pylist(schedule)
+    table = table.cast(pa.schema([pa.field(f.name, lists.get(f.name, f.type)) for f in table.schema]))
+    return table, pa.Table.from_pylist(requests)
+
+
+def compare(runs: Sequence[Traced], replayed: ReplayedRouting, anatomy: Any, batch_size: int) -> dict[str, float]:
+    """The columns of one row that concern routing and S-MBU."""
+    shape = (replayed.layers, replayed.top_k, replayed.n_experts)
+    equal: dict[bool, list[np.ndarray]] = {True: [], False: []}  # by whether the token was decoded
+    control: list[np.ndarray] = []
+    unique: list[np.ndarray] = []
+    totals: list[np.ndarray] = []
+    for number, traced in enumerate(runs):
+        for record, sequence, decoded, computed in zip(
+            traced.result.requests, traced.sequences, traced.experts, traced.computed, strict=True
+        ):
+            again, decoded = np.sort(replayed.experts(sequence_hash(sequence))), np.sort(decoded)
+            same = (again == decoded).all(axis=-1)
+            control.append((np.roll(again, 1, axis=0) == decoded).all(axis=-1)[1:][computed[1:]].ravel())
+            output = np.arange(len(sequence)) >= len(record.prompt_token_ids)
+            equal[True].append(same[computed & output].ravel())
+            equal[False].append(same[computed & ~output].ravel())
+        schedule, requests = tables(traced, batch_size, number)
+        both = [
+            step_table(schedule, requests, routing, anatomy) for routing in (replayed, DecodedRouting(traced, *shape))
+        ]
+        decode = np.asarray(both[0].column("decode_tokens")) > 0
+        unique.append(
+            np.stack([np.array(table.column("unique_experts").to_pylist())[decode].ravel() for table in both])
+        )
+        totals.append(np.stack([_decode_bytes(table, anatomy) for table in both]))
+    counts = np.concatenate(unique, axis=1)
+    error = counts[0] - counts[1]
+    by_run = np.stack(totals)  # (runs, replayed or decoded, printed or complete)
+    whole = by_run.sum(axis=0)
+    tokens, prompt = np.concatenate(equal[True]), np.concatenate(equal[False])
+    return {
+        "decode_steps": counts.shape[1] // len(replayed.layers),
+        "token_layers": tokens.size,
+        "sets_equal": tokens.mean(),
+        "control_sets_equal": np.concatenate(control).mean(),
+        "prefill_sets_equal": prompt.mean(),
+        "step_layers": counts.shape[1],
+        "unique_equal": (error == 0).mean(),
+        "unique_experts": counts[1].mean(),
+        "unique_error": error.mean(),
+        "unique_abs_error": np.abs(error).mean(),
+        # Both are bytes over the same time and the same peak, so the error of S-MBU is that of the bytes.
+        "s_mbu_error": whole[0, 0] / whole[1, 0] - 1,
+        "s_mbu_complete_error": whole[0, 1] / whole[1, 1] - 1,
+        "worst_run_error": np.abs(by_run[:, 0, 0] / by_run[:, 1, 0] - 1).max(),
+    }
+
+
+def _decode_bytes(table: pa.Table, anatomy: Any) -> np.ndarray:
+    """Bytes of all decode steps: (as printed, complete)."""
+    from moecap.metrics import AMOUNTS
+
+    (amounts,) = step_amounts(table, anatomy).values()
+    total = amounts.phases["decode"].sum(axis=0)
+    return np.array([total[AMOUNTS.index("s_mbu")], total[AMOUNTS.index("s_mbu_complete")]])
+
+
+def validate(
+    precision: str, checkpoint: Path, requests: Path, entry: dict[str, Any], batch_sizes: Sequence[int], threads: int
+) -> list[dict[str, Any]]:
+    """One row per batch size."""
+    work = {size: batches(requests, size, RUNS.get(size, 4)) for size in batch_sizes}
+    everything = [request for runs in work.values() for run in runs for request in run]
+    spec = EngineSpec(
+        name="validation",
+        kind=entry["kind"],
+        device=entry["device"],
+        checkpoint=str(checkpoint),
+        options=entry.get("options") or {},
+        max_num_seqs=max(batch_sizes),
+        context_tokens=max(len(r.prompt_token_ids) + r.output_tokens for r in everything),
+        threads=threads,
+    )
+    timed: dict[int, list[RunResult]] = {}
+    traced: dict[int, list[Traced]] = {}
+    with load(spec) as engine:
+
+        def apply(function: Any) -> Any:
+            return engine._engine.collective_rpc("apply_model", args=(function,))
+
+        for size, runs in work.items():
+            engine.run(runs[-1])  # warm-up
+            timed[size] = [engine.run(run) for run in runs]
+            log(f"{precision}, batch size {size}: {len(runs)} runs timed")
+        (shape,) = apply(replay.attach)
+        for size, runs in work.items():
+            traced[size] = [trace(engine, apply, run, shape) for run in runs]
+            log(f"{precision}, batch size {size}: {len(runs)} runs traced")
+    started = time.perf_counter()
+    arguments = (entry.get("options") or {}).get("engine_args") or {}
+    arguments = {key: value for key, value in arguments.items() if key not in replay.OWN_ARGUMENTS}
+    longest = spec.context_tokens or 1
+    backend = replay.BACKENDS["vllm"](checkpoint, max_tokens=longest, **arguments)
+    load_s = time.perf_counter() - started
+    anatomy = anatomy_of(str(checkpoint))
+    rows = []
+    try:
+        list(backend.routing(traced[batch_sizes[0]][0].sequences))  # warm-up
+        for size in batch_sizes:
+            # What is timed is what the pipeline does: the sequences of the timed runs, each once.
+            unique = {sequence_hash(s): s for result in timed[size] for s in tokens_of(result)}
+            started = time.perf_counter()
+            found = _replay(backend, unique)
+            replay_s = time.perf_counter() - started
+            hooked = {sequence_hash(s): s for run in traced[size] for s in run.sequences}
+            found |= _replay(backend, {name: s for name, s in hooked.items() if name not in found})
+            run_s = sum(result.wall_s for result in timed[size])
+            pairs = [
+                a == b
+                for result, run in zip(timed[size], traced[size], strict=True)
+                for a, b in zip(tokens_of(result), run.sequences, strict=True)
+            ]
+            routing = ReplayedRouting(found, backend.layers, backend.top_k, backend.n_experts)
+            rows.append(
+                {
+                    "precision": precision,
+                    "batch_size": size,
+                    "runs": len(work[size]),
+                    "same_tokens": float(np.mean(pairs)),
+                    **compare(traced[size], routing, anatomy, size),
+                    "run_s": run_s,
+                    "replay_s": replay_s,
+                    "replay_over_run": replay_s / run_s,
+                    "load_s": load_s,
+                }
+            )
+            log(f"{precision}, batch size {size}: S-MBU error {rows[-1]['s_mbu_error']:+.5f}")
+    finally:
+        backend.close()
+    return rows
+
+
+def log(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def _replay(backend: Any, sequences: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    names = list(sequences)
+    return {names[index]: ids for index, ids in backend.routing([sequences[name] for name in names])}
+
+
+def markdown(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """The report: what was done, on what, the table, and whether the goals are met."""
+    shown = {
+        "precision": "precision",
+        "batch_size": "batch",
+        "token_layers": "token × layer",
+        "sets_equal": "same set",
+        "control_sets_equal": "control",
+        "step_layers": "step × layer",
+        "unique_equal": "same count",
+        "unique_experts": "unique experts",
+        "unique_error": "mean error",
+        "unique_abs_error": "mean abs. error",
+        "s_mbu_error": "S-MBU error",
+        "s_mbu_complete_error": "S-MBU error, complete",
+        "worst_run_error": "worst run",
+        "replay_over_run": "replay / run",
+    }
+    percent = {
+        "sets_equal",
+        "control_sets_equal",
+        "unique_equal",
+        "s_mbu_error",
+        "s_mbu_complete_error",
+        "worst_run_error",
+    }
+
+    def cell(name: str, value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        if name in percent:
+            return f"{100 * value:.{1 if name.endswith('equal') else 3}f}%"
+        return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value:.3f}"
+
+    lines = [
+        "# The replay against routers read inside the decode",
+        "",
+        "The trace of a timed run is made afterwards, by one teacher-forced pass over its sequences. Here the routers "
+        "of the very decode were read as well (hooks in the engine, a run of its own, not the timed one), and both are "
+        "compared: the set of experts of each decoded token in each MoE layer, the number of unique experts of each "
+        "decode step and layer, and the S-MBU that follows (eq. 3 as printed, and the complete count).",
+        "",
+        f"{facts['machine']}, {facts['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        + f". {facts['date']}.",
+        "",
+        "| " + " | ".join(shown.values()) + " |",
+        "|" + "---|" * len(shown),
+        *("| " + " | ".join(cell(name, row[name]) for name in shown) + " |" for row in rows),
+        "",
+    ]
+    worst = max(abs(row[name]) for row in rows for name in ("s_mbu_error", "s_mbu_complete_error"))
+    lines += [
+        f"- Largest error of S-MBU at a batch size: {100 * worst:.3f}% (goal: at most "
+        f"{100 * GOALS['s_mbu_error']:.1f}%): {'met' if worst <= GOALS['s_mbu_error'] else 'not met'}.",
+    ]
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        mine = [row for row in rows if row["precision"] == precision]
+        run, again, load_s = sum(r["run_s"] for r in mine), sum(r["replay_s"] for r in mine), mine[0]["load_s"]
+        ratio = again / run
+        lines.append(
+            f"- {precision}: {run:.2f} s of timed runs, replayed in {again:.2f} s, {ratio:.2f} of it (goal: at most "
+            f"{GOALS['replay_over_run']}): {'met' if ratio <= GOALS['replay_over_run'] else 'not met'}. Loading the "
+            f"model for the replay took {load_s:.1f} s more, once."
+        )
+    same = min(row["same_tokens"] for row in rows)
+    lines += [
+        f"- The hooks do not change what is generated: {100 * same:.1f}% of the sequences, at the least, came out the "
+        "same with and without them.",
+        "",
+        "`control` compares with the replay of the position before: were it high, equal sets would mean nothing.",
+        "",
+        "Equal sets in every cell say that the kernels sum in the same order for one token as for a whole prompt, which "
+        "they may do for a narrow model; they say nothing about wider ones. `wide` is therefore a model of "
+        f"{WIDE['hidden_size']} instead of 128 channels, {WIDE['num_experts']} experts, top-{WIDE['num_experts_per_tok']}, "
+        "with random weights: its routers are undecided, the worst case for ties. All columns, and what they mean, are "
+        "in `replay.csv`.",
+        "",
+        "Made by `scripts/validate_replay.py`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--variant", nargs=3, action="append", required=True, metavar=("PRECISION", "CHECKPOINT", "REQUESTS")
+    )
+    parser.add_argument(
+        "--wide", type=Path, help="where to keep the wide model; it is served the first variant's prompts"
+    )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=sorted(RUNS))
+    parser.add_argument("--catalogue", default="config/catalogue/engines.yaml")
+    parser.add_argument("--engine", default="vllm-cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, default=Path("docs/validation"))
+    args = parser.parse_args(argv)
+    try:
+        entry = read_yaml(args.catalogue)[args.engine]
+        rows = []
+        variants = list(args.variant)
+        if args.wide:
+            variants.append(["wide bf16", make_wide(args.wide), args.variant[0][2]])
+        for precision, checkpoint, requests in variants:
+            rows += validate(precision, Path(checkpoint), Path(requests), entry, args.batch_sizes, args.threads)
+        detected = machine.detect()
+        facts = {
+            "machine": f"{detected['cpu_model']}, {detected['cores']} cores",
+            "threads": args.threads,
+            "versions": library_versions(["vllm", "torch", "zentorch", "transformers"]),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        with atomic_path(args.output / "replay.csv") as path, path.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            file.writelines(f"# {name}: {meaning}\n" for name, meaning in COLUMNS.items() if meaning)
+            writer.writerow(COLUMNS)
+            writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in map(r.get, COLUMNS)] for r in rows)
+        with atomic_path(args.output / "replay.md") as path:
+            path.write_text(markdown(rows, facts))
+    except MoecapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
