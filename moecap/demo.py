@@ -264,7 +264,7 @@ def model_config() -> Any:
 class Recipe:
     """How the demo model is trained; the defaults are what the demo uses."""
 
-    steps: int = 1500
+    steps: int = 1000
     rows: int = 64  # sequences per step
     problems_per_row: int = 4
     tokens_per_row: int = 36
@@ -307,8 +307,7 @@ def train(
         raise MoecapError(f"The demo's number of training steps is {steps}; at least 1 is needed.")
     rows = _read_train(Path(data_dir) / TRAIN_FILE)
     tokenizer = make_tokenizer()
-    ids = {chr(b): tokenizer.convert_tokens_to_ids(chr(b)) for b in b"0123456789+-="}
-    ids["\n"] = tokenizer("\n")["input_ids"][0]
+    ids = {character: tokenizer(character)["input_ids"][0] for character in "0123456789+-*=\n"}
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
