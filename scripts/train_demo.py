@@ -1,7 +1,7 @@
 """Train the demo model.
 
-params: train ({"seed"}, optionally "steps"); the number of threads is the rule's, at most two: more do not help so
-small a model, and the same number gives the same tensors on every machine size.
+params: train ({"seed"}, optionally "steps"); one thread: more hardly help so small a model, stall
+where other work runs beside, and the same number gives the same tensors on every machine size.
 """
 
 from pathlib import Path
@@ -15,6 +15,6 @@ with script(snakemake) as job:  # noqa: F821
         Path(job.input.data).parent,
         seed=job.params.train["seed"],
         steps=job.params.train.get("steps"),
-        threads=min(2, job.threads),
+        threads=1,
         facts={"model": "demo-moe", "precision": "bf16"},
     )
