@@ -54,7 +54,7 @@ def pretend_done(workflow: Path, *arguments: str) -> None:
         else:
             output.mkdir(parents=True, exist_ok=True)
             (output / "placeholder").touch()
-    touched = snakemake("--touch", "--cores", "2", *arguments, cwd=workflow)
+    touched = snakemake("--touch", "--forceall", "--cores", "2", *arguments, cwd=workflow)
     assert touched.returncode == 0, touched.stdout + touched.stderr
 
 
