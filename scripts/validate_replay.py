@@ -405,11 +405,11 @@ def markdown(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
         "",
         "`control` compares with the replay of the position before: were it high, equal sets would mean nothing.",
         "",
-        "Equal sets in every cell say that the kernels sum in the same order for one token as for a whole prompt, "
-        "which they may do for a narrow model; they say nothing about wider ones. `wide` is therefore a model of "
-        f"{WIDE['hidden_size']} instead of 128 channels, {WIDE['num_experts']} experts, "
-        f"top-{WIDE['num_experts_per_tok']}, with random weights: "
-        "its routers are undecided, the worst case for ties. All columns, and what they mean, are in `replay.csv`.",
+        "Equal sets in every cell say that the kernels sum in the same order for one token as for a whole prompt, as "
+        "they may for a narrow model; they say nothing about wider ones. `wide` is therefore a model of "
+        f"{WIDE['hidden_size']} instead of 128 channels with {WIDE['num_experts']} experts, "
+        f"top-{WIDE['num_experts_per_tok']}, and random weights: its routers are undecided, the worst case for ties. "
+        "All columns, and what they mean, are in `replay.csv`.",
         "",
         "Made by `scripts/validate_replay.py`.",
         "",
