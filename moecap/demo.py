@@ -1,6 +1,6 @@
 """The demo model: a small Mixture-of-Experts, really trained, so that its accuracy and its routing mean something.
 
-A Qwen2-MoE of 1.7 million parameters learns integer addition and subtraction from generated problems. Everything is a
+A Qwen2-MoE of 1.6 million parameters learns integer addition and subtraction from generated problems. Everything is a
 function of one seed: the problems, their split into train and test, the initial weights and the order of the batches.
 Training runs for a fixed number of steps, never for a fixed time, so that a slow machine gets the same model as a
 fast one; on one machine, with one number of threads, the tensors come out bit for bit the same again.
