@@ -49,14 +49,16 @@ paper: ## the paper's own tables through our cost model and charts (no engine)
 	@.venv-core/bin/snakemake --cores $(CORES) --configfile config/paper.yaml -- report $(ARGS)
 	@echo; echo "Report: $(CURDIR)/results/paper/report.html   Table: results/paper/cap.parquet"
 
-validate: ## predicted bytes against measured ones, into docs/validation
+validate: ## the replayed routing against routers read inside the decode, into docs/validation
 	@envs/setup.sh cpu
 	@envs/setup.sh quantize
-	@$(SNAKEMAKE) -- validate $(ARGS)
+	@$(SNAKEMAKE) $(ARGS)
+	@$(BIN)/python scripts/validate_replay.py $(foreach p,bf16 int8 int4,\
+	  --variant $(p) results/models/demo-moe/$(p) results/performance/demo-$(p)/requests.parquet)
 
 bench: ## the performance figures of the project itself, into results/bench.json
 	@envs/setup.sh dev
-	@$(BIN)/python scripts/bench.py results/bench.json
+	@$(BIN)/python scripts/bench_scale.py --output results/bench.json
 
 env: ## the engine build of this site: make env ENGINE=cpu|cuda|rocm
 	@envs/setup.sh $(ENGINE)

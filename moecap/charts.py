@@ -323,7 +323,7 @@ def tradeoff(table: pa.Table, cost: str = "usd_per_million_tokens", panel: str =
             bars = [r for r in group if r.get(f"{column}_low") is not None and r.get(f"{column}_high") is not None]
             if bars:
                 ends = (f"{column}_low:Q", f"{column}_high:Q")
-                rule = alt.Chart(alt.Data(values=bars)).mark_rule(opacity=0.55, style="muted")
+                rule = alt.Chart(alt.Data(values=bars)).mark_rule(opacity=0.55, style="muted", clip=True)
                 if across:
                     layers.append(rule.encode(x=alt.X(ends[0], scale=x_scale), x2=alt.X2(ends[1]), y=y))
                 else:
