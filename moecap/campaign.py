@@ -16,7 +16,9 @@ from moecap.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, P
 from moecap.config import Config, Deployment, load_config, read_deployments, row_lines
 from moecap.engines.base import Machine, catalogue_machine, check_can_serve, this_machine
 from moecap.errors import MoecapError, PermanentError, nearest
+from moecap.failures import applies, read_failures
 from moecap.hardware import System, hardware_files
+from moecap.io import write_json
 from moecap.paths import Paths, fill
 from moecap.provenance import digest, pinned_version
 
@@ -215,13 +217,39 @@ class Campaign:
         return self.reported_now() if self.config.partial else list(self.deployments)
 
     def reported_now(self) -> list[str]:
-        """Deployments that have got as far as their cost by now."""
-        return [d for d in self.deployments if Path(fill(self.paths.cost, deployment=d)).exists()]
+        """Deployments that have got as far as their cost by now, and of which nothing failed on the way there.
+
+        A failed job loses its outputs, but what was made from earlier ones may still lie about: it is not reported.
+        """
+        failed = [record for record in read_failures(self.paths.failures) if record["stage"] != "evaluate"]
+
+        def there(row: Deployment) -> bool:
+            files = (
+                fill(getattr(self.paths, kind), deployment=row.deployment) for kind in ("points", "metrics", "cost")
+            )
+            fields = row.model_dump(mode="json")
+            return all(Path(f).exists() for f in files) and not any(applies(record, fields) for record in failed)
+
+        return [name for name, row in self.deployments.items() if there(row)]
+
+    @property
+    def failures(self) -> str | None:
+        """The folder of failure records that a report shows. A complete one has none: all that it needs was made."""
+        return self.paths.failures if self.config.partial else None
 
     @property
     def report_paths(self) -> Paths:
         """Where CAP table, charts and report go: a partial report leaves the complete one alone."""
         return Paths(f"{self.config.results}/partial") if self.config.partial else self.paths
+
+    # All that a partial report may run.
+    reporting_rules = ("cap", "charts", "report")
+
+    def partial_config(self) -> str:
+        """Write down the config of a partial report: this one, as it is. Returns the file's path."""
+        path = f"{self.config.results}/partial/config.json"
+        write_json({**self.config.model_dump(mode="json"), "partial": True}, path)
+        return path
 
     def accuracy_row(self, **wildcards: str) -> tuple[Deployment, str]:
         """The deployment and dataset behind an accuracy file's wildcards.
@@ -362,7 +390,7 @@ class Campaign:
     def cap_params(self) -> dict[str, Any]:
         return {
             "deployments": self._rows(),
-            "failures": self.paths.failures,
+            "failures": self.failures,
             **self.config.cap.model_dump(mode="json"),
             "provenance": {"config": digest(self.config.model_dump(mode="json")), "seed": self.config.seed},
         }
@@ -382,7 +410,7 @@ class Campaign:
         return {"reference": self.config.cap.reference}
 
     def report_params(self) -> dict[str, Any]:
-        return {"reference": self.config.cap.reference, "failures": self.paths.failures}
+        return {"reference": self.config.cap.reference, "failures": self.failures}
 
     def archive_params(self) -> dict[str, Any]:
         hardware = self.catalogue.hardware.slice(

@@ -12,14 +12,14 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from moecap.errors import MoecapError, nearest
-from moecap.io import METADATA_KEY, read_json
+from moecap.failures import SCOPE, applies
+from moecap.io import METADATA_KEY
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ Row = dict[str, Any]
 KEY = ("deployment", "dataset", "batch_size")
 STATUSES = ("measured", "estimated", "paper", "failed", "missing")
 # What an accuracy or the record of a failure may be keyed by: the fields that it has must agree with the row's.
-SCOPE = ("deployment", "model", "precision", "engine", "hardware", "dataset", "batch_size")
 Z95 = 1.959963984540054  # two-sided 95% of the normal distribution
 
 
@@ -336,7 +335,9 @@ def cap_table(
             for part in (measured, cost_index.get(key) or cost_whole.get((name,))):
                 row.update({k: v for k, v in (part or {}).items() if v is not None})
             row.update(_accuracy(row, accuracy_rows))
-            failed = next((f for f in failures if _applies(f, row)), None)
+            # A failure that left a figure of this row out; with all of them there, it was about another row.
+            lacks = [c for c in ("output_tokens_per_s", "accuracy", "usd_per_million_tokens") if row.get(c) is None]
+            failed = next((f for f in failures if applies(f, row)), None) if lacks else None
             if failed:
                 row["failure_stage"] = failed.get("stage")
                 row["failure_reason"] = failed.get("reason") or failed.get("message")
@@ -371,37 +372,6 @@ def to_table(rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any] | 
             ) from error
     metadata = {METADATA_KEY: _json(provenance)} if provenance is not None else None
     return pa.Table.from_arrays(arrays, schema=CAP_SCHEMA.with_metadata(metadata))
-
-
-def read_failures(folder: str | Path) -> list[Row]:
-    """The records of what failed, from the JSON files below ``folder``; none if there is no such folder.
-
-    Returns:
-        Dicts with ``stage``, ``reason``, ``permanent`` (null: unknown), ``log``, ``file`` and those of ``SCOPE`` that
-        the record is about. A file may hold several (``failures``); one that cannot be read is itself a record.
-    """
-    found: list[Row] = []
-    folder = Path(folder)
-    for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
-        try:
-            content = read_json(path)
-        except MoecapError as error:
-            found.append({"stage": None, "reason": str(error), "permanent": None, "log": None, "file": path.name})
-            continue
-        for record in content.get("failures") or [content]:
-            record = {**record, **(record.get("point") or {})}
-            kind = record.get("class")
-            found.append(
-                {
-                    **{k: record[k] for k in SCOPE if record.get(k) is not None},
-                    "stage": record.get("stage") or (path.parent.name if path.parent != folder else None),
-                    "reason": record.get("reason") or record.get("message"),
-                    "permanent": record.get("permanent", None if kind is None else kind == "permanent"),
-                    "log": record.get("log"),
-                    "file": path.relative_to(folder).as_posix(),
-                }
-            )
-    return found
 
 
 def accuracy_interval(accuracy: float, stderr: float | None, n: int | None) -> tuple[float | None, float | None]:
@@ -596,14 +566,8 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _applies(record: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether a record is about this row: it has fields of ``SCOPE``, and they agree with the row's."""
-    given = [k for k in SCOPE if record.get(k) is not None]
-    return bool(given) and all(str(record[k]) == str(row.get(k)) for k in given)
-
-
 def _accuracy(row: Row, rows: Sequence[Row]) -> Row:
-    found = [r for r in rows if _applies(r, row)]
+    found = [r for r in rows if applies(r, row)]
     if not found:
         return {}
     if len(found) > 1:

@@ -12,20 +12,18 @@ import faulthandler
 import json
 import logging
 import os
-import re
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from moecap import io
+from moecap import failures, io
 from moecap.energy import window as energy_window
 from moecap.engines.base import Engine, EngineSpec, RunResult, library_versions
 from moecap.engines.base import load as load_engine
@@ -156,7 +154,6 @@ class Measurement:
     measured: int
     reused: int
     loads: int = 0
-    failures: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,7 @@ def measure(
     missing = [run for run in runs if run.key not in found]
     reused = len(found)
     loads = 0
-    failures: list[dict[str, Any]] = []
+    failed_points: list[dict[str, Any]] = []
     if missing:
         progress(f"{name}: {reused} of {len(runs)} timed runs are in the spool, {len(missing)} to measure")
     clock = _Clock(len(missing))
@@ -227,7 +224,7 @@ def measure(
         try:
             if check_machine is not None:
                 check_machine()
-            with Watchdog(name, failure_path, watchdog_s) as dog:
+            with Watchdog(name, failure_path, watchdog_s, progress) as dog:
                 dog.load_s, dog.stall_s = load_s, stall_s
                 for run, tables, line in session.measure(missing, dog, clock):
                     found[run.key] = tables
@@ -236,17 +233,18 @@ def measure(
         except Exception as error:
             failed = getattr(error, "_moecap_run", None)
             failure = describe_failure(error, name, failed)
-            failures.append(failure)
-            _write_failures(failure_path, failures)
+            failed_points.append(failure)
+            failures.say(failure_path, failed_points)
             if failed is None or failure["class"] != "permanent":
                 raise _as_moecap_error(error, failure) from error
             # The engine may be in any state: go on with the other points in a fresh one.
             log.exception("point %s failed for good", failed.point)
+            progress(f"{failure['message']} The other points are measured in a fresh engine.")
             missing = [run for run in missing if run.key not in found and run.point != failed.point]
-    if failures:
-        raise PermanentError(failures[0]["message"])
+    if failed_points:
+        raise PermanentError(failed_points[0]["message"])
     if failure_path is not None:
-        Path(failure_path).unlink(missing_ok=True)
+        failures.end(failure_path)
     tables = assemble(found[run.key] for run in runs)
     return Measurement(**tables, measured=len(runs) - reused, reused=reused, loads=loads)
 
@@ -480,52 +478,13 @@ def _duration(seconds: float) -> str:
 
 # -- failures ---------------------------------------------------------------------------------------------------------
 
-# What no second try mends, in the words of engines and libraries.
-_PERMANENT = re.compile(
-    r"CUDA out of memory|HIP out of memory|OutOfMemoryError|No available memory for the cache blocks"
-    r"|larger than the (maximum|available) .*KV cache|KV cache is needed, which is larger"
-    r"|No \w+ MoE backend|does not support the deployment configuration|is not supported|not supported"
-    r"|must be divisible|Unsupported|NotImplementedError",
-    re.IGNORECASE,
-)
-
-
-def classify(error: BaseException) -> str:
-    """``permanent`` where trying again cannot help (no kernel, out of device memory, a wrong setting), else
-    ``transient`` (a process killed, a node lost, a time-out, a full disk, host memory).
-
-    >>> classify(NotImplementedError("No Int8 MoE backend supports the deployment configuration"))
-    'permanent'
-    >>> classify(RuntimeError("Engine core died unexpectedly"))
-    'transient'
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (PermanentError, NotImplementedError)):
-            return "permanent"
-        if isinstance(seen, MoecapError):
-            return "transient"
-        if _PERMANENT.search(f"{type(seen).__name__}: {seen}"):
-            return "permanent"
-        seen = seen.__cause__
-    return "transient"
-
 
 def describe_failure(error: BaseException, name: str, run: _Run | None = None) -> dict[str, Any]:
-    """What a failure file says: ``class``, ``message`` (one paragraph), ``error``, and the point that failed."""
-    what = " ".join(str(error).split()) or type(error).__name__
+    """What a failure record says: ``class``, ``message`` (one paragraph), ``error``, and the point that failed."""
     point = {"dataset": run.point.dataset, "batch_size": run.point.batch_size, "repeat": run.repeat} if run else None
     where = f"{name}, {point['dataset']} at batch size {point['batch_size']}" if point else f"{name}"
-    kind = classify(error)
-    message = what if isinstance(error, MoecapError) else f"{type(error).__name__}: {what[:1000]}"
-    return {
-        "deployment": name,
-        "class": kind,
-        "message": f"{where}: {message}",
-        "error": type(error).__name__,
-        "point": point,
-        "unix_s": time.time(),
-    }
+    told = failures.record_of(error)
+    return {"deployment": name, **told, "message": f"{where}: {told['message']}", "point": point}
 
 
 def _as_moecap_error(error: Exception, failure: Mapping[str, Any]) -> MoecapError:
@@ -536,36 +495,26 @@ def _as_moecap_error(error: Exception, failure: Mapping[str, Any]) -> MoecapErro
     return kind(f"{failure['message']}{after}")
 
 
-def _write_failures(path: str | Path | None, failures: Sequence[Mapping[str, Any]]) -> None:
-    if path is None:
-        return
-    value = {**failures[0], "failures": list(failures)}
-    with contextlib.suppress(MoecapError, OSError):  # a full disk must not hide the failure itself
-        io.write_json(value, path)
-
-
-def earlier_permanent_failure(path: str | Path) -> str | None:
-    """The message of a permanent failure that an earlier attempt of the same job left behind, if it did."""
-    try:
-        failure = io.read_json(path)
-    except MoecapError:
-        return None
-    return failure["message"] if failure.get("class") == "permanent" else None
-
-
 class Watchdog:
     """Ends this process when the engine stops making progress: a hung collective waits for ever, a slow one does not.
 
     It looks at the engine's ``beat`` (the time of its last step) a few times a minute from a thread. On a stall it
     writes every thread's stack to standard error, leaves a transient failure behind, kills the engine's processes and
-    exits with status 75 (try again).
+    exits with status 75 (try again). A step that hangs in native code without giving Python's lock back stops that
+    thread too: behind it stands a timer of ``faulthandler`` that needs no lock, a little later.
     """
 
     load_s = LOAD_S
     stall_s = STALL_S
 
-    def __init__(self, name: str, failure_path: str | Path | None = None, interval_s: float = 5.0) -> None:
-        self.name, self.failure_path, self.interval_s = name, failure_path, interval_s
+    def __init__(
+        self,
+        name: str,
+        failure_path: str | Path | None = None,
+        interval_s: float = 5.0,
+        say: Callable[[str], None] = log.error,
+    ) -> None:
+        self.name, self.failure_path, self.interval_s, self.say = name, failure_path, interval_s, say
         self._limit: float | None = None
         self._what = ""
         self._since = time.monotonic()
@@ -580,6 +529,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
 
     def watch(self, limit_s: float | None, what: str = "", engine: Engine | None = None) -> None:
         """From now on, allow ``limit_s`` seconds without progress; None: do not watch."""
@@ -593,8 +543,12 @@ class Watchdog:
     def _loop(self) -> None:
         while not self._stop.wait(self.interval_s):
             limit = self._limit
-            if limit is not None and self.idle_s() > limit:
+            if limit is None:
+                faulthandler.cancel_dump_traceback_later()
+                continue
+            if self.idle_s() > limit:
                 self._give_up(limit)
+            faulthandler.dump_traceback_later(limit + 12 * self.interval_s, exit=True, file=2)
 
     def _give_up(self, limit: float) -> None:
         message = (
@@ -602,8 +556,8 @@ class Watchdog:
             "measured so far is kept, starting again measures the rest."
         )
         failure = {"deployment": self.name, "class": "transient", "message": message, "error": "Stall", "point": None}
-        _write_failures(self.failure_path, [{**failure, "unix_s": time.time()}])
-        print(message, file=sys.stderr, flush=True)
+        failures.say(self.failure_path, [failure])
+        self.say(message)
         faulthandler.dump_traceback(all_threads=True)
         import psutil
 
@@ -706,7 +660,6 @@ def run_job(
     spool: str | Path,
     demo_data: str | Path | None = None,
     failure: str | Path | None = None,
-    attempt: int = 1,
     threads: int | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> Measurement:
@@ -718,7 +671,6 @@ def run_job(
         manifest: the checkpoint's manifest; the checkpoint is its folder.
         demo_data: manifest of the demo's data files, which lie beside it.
         failure: where a failure and its class are written.
-        attempt: number of this attempt at the same job; a later one fails at once where the first failed for good.
         threads: CPU threads for an engine that runs on the CPU.
     """
     from moecap import machine as machines
@@ -728,8 +680,6 @@ def run_job(
 
     deployment, entry = run["deployment"], run["engine"]
     name = deployment["deployment"]
-    if attempt > 1 and failure is not None and (before := earlier_permanent_failure(failure)):
-        raise PermanentError(before)
     given = run.get("settings") or {}
     settings = Settings(
         repeats=given.get("repeats", 3),

@@ -18,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from moecap import charts
-from moecap.cap import CAP_SCHEMA, read_failures
+from moecap.cap import CAP_SCHEMA
 from moecap.classify import differing, rule
+from moecap.failures import SCOPE, applies, read_failures
 from moecap.io import read_json, read_metadata, read_parquet
 from moecap.pages import render
 
@@ -1056,15 +1057,23 @@ def read_inputs(
         samples: ``….samples.parquet`` of accuracy runs, named ``{model}/{precision}/{engine}/{dataset}-{hash}``.
         tables: ``title``, ``note`` and ``path`` of further Parquet tables; those that do not exist are left out.
     """
+    table = read_parquet(cap)
+    rows = table.select(SCOPE).to_pylist()
+    # Records of what the deployment table no longer asks for are of no interest; one that says not what it is about is.
+    failed = [
+        record
+        for record in (read_failures(failures) if failures else [])
+        if not any(record.get(key) for key in SCOPE) or any(applies(record, row) for row in rows)
+    ]
     return Inputs(
-        table=read_parquet(cap),
+        table=table,
         reference=reference,
         provenance=read_metadata(cap),
         machines=[read_json(p) for p in machines],
         anatomies=[read_json(p) for p in anatomies],
         routing=charts.routing_of(routing),
         samples=[(_sample_label(Path(p)), read_parquet(p).to_pylist()) for p in samples],
-        failures=read_failures(failures) if failures else [],
+        failures=failed,
         tables=[
             ExtraTable(t["title"], read_parquet(t["path"]).to_pylist(), t.get("note", ""))
             for t in tables

@@ -1,7 +1,10 @@
 # Input functions and small helpers that the rules name. What they compute lies in the library.
+import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -9,8 +12,12 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(workflow.basedir))
 from moecap.campaign import Campaign
 from moecap.errors import MoecapError
+from moecap.failures import RUN, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
+
+# The jobs of this run know each other by it, also on a cluster's nodes: what failed for good is not tried again.
+os.environ.setdefault(RUN, f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}")
 
 try:
     campaign = Campaign(
@@ -49,10 +56,13 @@ def benchmark_of(rule, *wildcards, root=paths):
 
 
 def report_over_what_there_is():
-    """After a failure: the report of the deployments that succeeded, with the failed ones and their reasons."""
-    if campaign.config.partial or not campaign.reported_now():
+    """After a failure: what failed and why, and a report of the deployments that succeeded with the failed ones named."""
+    if campaign.config.partial:
         return
-    configs = [str(path) for path in workflow.overwrite_configfiles]
+    for line in summary(paths.failures, os.environ[RUN]):
+        logger.error(line)
+    # The config as it is, whatever it was made from; only tables and charts are made, here, by no cluster's profile.
+    config_file = campaign.partial_config()
     command = [
         sys.executable,
         "-m",
@@ -63,13 +73,15 @@ def report_over_what_there_is():
         "--quiet",
         "all",
     ]
-    command += ["--snakefile", str(workflow.main_snakefile)]
-    command += ["--configfile", *configs] if configs else []
-    done = subprocess.run(
-        [*command, "--config", "partial=true", "--", "report"],
-        capture_output=True,
-        text=True,
-    )
+    command += ["--profile", "none", "--workflow-profile", "none"]
+    command += [
+        "--snakefile",
+        str(workflow.main_snakefile),
+        "--configfile",
+        config_file,
+    ]
+    command += ["--allowed-rules", *campaign.reporting_rules, "--", "report"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         logger.error(
             f"Incomplete: a report over what there is lies in {paths.results}/partial/report.html."

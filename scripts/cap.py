@@ -5,8 +5,9 @@ params.cap: deployments (rows of the deployment table), failures (folder of fail
 thresholds of the classes (as in the config's `cap`), provenance (more of it for the file's metadata, optional).
 """
 
-from moecap.cap import cap_table, read_failures
+from moecap.cap import cap_table
 from moecap.classify import classify_table
+from moecap.failures import read_failures
 from moecap.io import read_parquet, write_parquet
 from moecap.provenance import provenance
 from moecap.workflow import script

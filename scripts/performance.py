@@ -4,15 +4,14 @@ Input:  manifest (the checkpoint's manifest.json, beside its files), machine (re
         data (the demo data's manifest, where a dataset is the demo's).
 Params: run = Campaign.performance_params: deployment (a row), datasets {name: task, output_tokens, …}, data_files,
         engine (catalogue entry), precision, settings (repeats, warmup, requests_per_repeat, output_tokens), seed,
-        trust_remote_code; optional: spool (folder), failure (JSON file), else beside the outputs in the results tree.
-Resources: attempt (optional): a retry fails at once where the attempt before failed for good.
+        trust_remote_code; optional: spool (folder), else beside the outputs in the results tree.
 Output: points, requests, schedule (schemas: moecap/performance.py).
 """
 
 from pathlib import Path
 
 from moecap.performance import run_job
-from moecap.workflow import script, tell
+from moecap.workflow import record_path, script, tell
 
 with script(snakemake) as job:  # noqa: F821
     results = Path(job.output.points).parents[2]
@@ -23,8 +22,7 @@ with script(snakemake) as job:  # noqa: F821
         demo_data=next(iter(job.input.get("data", [])), None),
         outputs={name: job.output[name] for name in ("points", "requests", "schedule")},
         spool=job.params.get("spool", results / "spool" / "points"),
-        failure=job.params.get("failure", results / "failures" / f"{job.wildcards.deployment}.json"),
-        attempt=int(job.resources.get("attempt", 1)),
+        failure=record_path(job),
         threads=job.threads,
         progress=tell,
     )

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from moecap import cap, report
+from moecap.failures import read_failures
 from moecap.io import write_json, write_parquet
 from moecap.pages import render
 from moecap.routing_analysis import ANALYSIS_SCHEMA
@@ -237,7 +238,7 @@ def test_failures_are_shown_and_the_page_is_marked_incomplete(tmp_path):
     }
     write_json({**record, "failures": [record]}, tmp_path / "performance" / "demo-int4.json")
     (tmp_path / "broken.json").write_text("{")
-    failures = cap.read_failures(tmp_path)
+    failures = read_failures(tmp_path)
     table = cap.cap_table(**{**given, "metrics": pa.Table.from_pylist(kept)}, failures=failures)
     page = Page(report.render_report(make(table=table, failures=failures)))
     assert "of 24 points 8 failed" in page.text
@@ -259,9 +260,9 @@ def test_failure_of_one_point_is_read_with_its_scope(tmp_path):
     point = {"dataset": "arithmetic", "batch_size": 64, "repeat": 1}
     record = {"deployment": "demo-bf16", "class": "transient", "message": "killed", "point": point}
     write_json(record, tmp_path / "demo-bf16.json")
-    (found,) = cap.read_failures(tmp_path)
+    (found,) = read_failures(tmp_path)
     assert (found["dataset"], found["batch_size"], found["permanent"]) == ("arithmetic", 64, False)
-    assert cap.read_failures(tmp_path / "none") == []
+    assert read_failures(tmp_path / "none") == []
 
 
 # --- numbers and edges ---------------------------------------------------------------------------------------------
