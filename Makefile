@@ -9,6 +9,8 @@ ARGS ?=
 # What the demo and the tests run on, whatever engine build the site chose for its own runs.
 BIN := .venv-cpu/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+# Where this is set (many container images do), every job compiles vLLM's sources anew: ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-all test-slurm paper validate bench env pins lint clean
 help: ## this list

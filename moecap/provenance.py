@@ -28,14 +28,15 @@ def digest(value: Any, length: int = 12) -> str:
 
 
 def code_fingerprint(script: str | Path, *more: str | Path) -> str:
-    """Hash of every ``moecap`` module that ``script`` imports, directly or through others.
+    """Hash of ``script`` and of every ``moecap`` module that it imports, directly or through others.
 
-    Snakemake's code trigger sees the script's own text only. Rules carry this hash as a param, so that an edit in the
-    library reruns the rules that use it and no others. Found by reading the sources: nothing is imported. An
-    ``import_module`` by name is not seen; what is loaded so must be named by an ordinary import, or given in ``more``
-    together with templates and other files that the script reads from the repository (a folder stands for its files).
+    Snakemake's code trigger sees the time of the script's own file only. Rules carry this hash as a param, so that an
+    edit in the library reruns the rules that use it and no others, and a fresh checkout reruns nothing. Found by reading
+    the sources: nothing is imported. An ``import_module`` by name is not seen; what is loaded so must be named by an
+    ordinary import, or given in ``more`` together with templates and other files that the script reads from the
+    repository (a folder stands for its files).
     """
-    combined = hashlib.sha256()
+    combined = hashlib.sha256(_file_hash(Path(script).resolve()))
     for module in sorted(_modules_of(Path(script).resolve())):
         combined.update(module.encode())
         combined.update(_file_hash(_module_file(module)))

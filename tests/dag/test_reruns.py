@@ -74,6 +74,7 @@ ROWS = [
         ),
         {"quantize": 1, "anatomy": 1, "evaluate": 1, "measure": 1, "replay": 1, **below_metrics(1)},
     ),
+    Row("a script", (("scripts/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
     Row("a chart's code", (("moecap/charts.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
     Row(
         "a template of the report",
@@ -111,6 +112,12 @@ def test_a_change_reruns_exactly_what_it_touches(row: Row, finished: Path, edit:
     for file, old, new in row.edits:
         edit(file, old, new)
     assert planned_jobs(cwd=finished) == dict(row.jobs)
+
+
+def test_a_fresh_checkout_over_finished_results_reruns_nothing(finished: Path) -> None:
+    for file in (file for part in ("scripts", "rules", "moecap") for file in (finished / part).rglob("*")):
+        file.touch()
+    assert planned_jobs(cwd=finished) == {}
 
 
 def table() -> str:
