@@ -31,8 +31,8 @@ def code_fingerprint(script: str | Path, *more: str | Path) -> str:
     """Hash of ``script`` and of every ``moecap`` module that it imports, directly or through others.
 
     Snakemake's code trigger sees the time of the script's own file only. Rules carry this hash as a param, so that an
-    edit in the library reruns the rules that use it and no others, and a fresh checkout reruns nothing. Found by reading
-    the sources: nothing is imported. An ``import_module`` by name is not seen; what is loaded so must be named by an
+    edit in the library reruns the rules that use it and no others, and a fresh checkout none. Found by reading the
+    sources: nothing is imported. An ``import_module`` by name is not seen; what is loaded so must be named by an
     ordinary import, or given in ``more`` together with templates and other files that the script reads from the
     repository (a folder stands for its files).
     """
