@@ -41,5 +41,14 @@ rule all:
         paths.report,
 
 
+onstart:
+    begin_run()
+
+
+onsuccess:
+    end_run()
+
+
 onerror:
+    end_run()
     report_over_what_there_is()

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from moecap.errors import MoecapError, nearest
+from moecap.multinode import over_nodes
 from moecap.provenance import library_versions
 
 log = logging.getLogger(__name__)
@@ -329,6 +330,7 @@ def model_arguments(
     engine: Mapping[str, Any],
     *,
     tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
     seed: int = 1,
     trust_remote_code: bool = False,
 ) -> tuple[str, dict[str, Any], int | str]:
@@ -347,7 +349,8 @@ def model_arguments(
     arguments |= entry.get("model_args") or {}
     batch_size = arguments.pop("batch_size", "auto")
     if entry["model"] == "vllm":
-        arguments = {"seed": seed, "tensor_parallel_size": tensor_parallel, "enable_prefix_caching": False} | arguments
+        shards = {"tensor_parallel_size": tensor_parallel, "pipeline_parallel_size": pipeline_parallel}
+        arguments = {"seed": seed, **shards, "enable_prefix_caching": False} | arguments
     elif engine.get("device") == "cpu" and batch_size == "auto":
         batch_size = 32  # lm-eval's search for the largest batch that fits into memory is made for GPUs
     return entry["model"], arguments, batch_size
@@ -380,6 +383,7 @@ def evaluate(
     data_files: Mapping[str, str] | None = None,
     limit: int | None = None,
     tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
     seed: int = 1,
     trust_remote_code: bool = False,
 ) -> tuple[dict[str, Any], pa.Table]:
@@ -393,7 +397,7 @@ def evaluate(
         task_dir: folder of task YAML files of one's own.
         data_files: local file per split, in place of the task's download.
         limit: only the first so many questions of each task.
-        tensor_parallel: devices of one engine.
+        tensor_parallel, pipeline_parallel: how one copy of the model is spread over devices.
         seed: of lm-eval and engine.
         trust_remote_code: whether code from the checkpoint may run.
 
@@ -419,7 +423,12 @@ def evaluate(
                 f"{nearest(metric, known)}"
             )
     lm_name, lm_arguments, batch_size = model_arguments(
-        model_dir, engine, tensor_parallel=tensor_parallel, seed=seed, trust_remote_code=trust_remote_code
+        model_dir,
+        engine,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
     )
     settings = {
         "task": task,
@@ -474,8 +483,11 @@ def _run(
     import lm_eval
     from lm_eval.api.registry import get_model
 
-    with _engine_environment(engine):
+    with _engine_environment(engine), ExitStack() as ranks:
         try:
+            if lm_name == "vllm":
+                served = {"model" if k == "pretrained" else k: v for k, v in lm_arguments.items()}
+                lm_arguments = lm_arguments | ranks.enter_context(over_nodes(served))
             model = get_model(lm_name).create_from_arg_obj(
                 _loaded(lm_name, lm_arguments), {"batch_size": settings["batch_size"]}
             )

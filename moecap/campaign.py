@@ -25,6 +25,11 @@ from moecap.provenance import digest, pinned_version
 PARALLELISM = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
+def _shards(row: Deployment) -> dict[str, int]:
+    """How one copy of the model is spread over devices."""
+    return {"tensor_parallel": row.tensor_parallel, "pipeline_parallel": row.pipeline_parallel}
+
+
 def machine_of(name: str, system: System) -> Machine:
     """What kernels can ask of a deployment's hardware: facts of the catalogue, not of the machine that plans.
 
@@ -207,6 +212,22 @@ class Campaign:
     def all_accuracy_files(self) -> list[str]:
         return self._there(list(self._accuracy_rows))
 
+    def accuracy_jobs(self) -> list[tuple[str, dict[str, str]]]:
+        """Every accuracy file with its wildcards."""
+        return [
+            (
+                file,
+                {
+                    "model": row.model,
+                    "precision": row.precision,
+                    "engine": row.engine,
+                    "dataset": dataset,
+                    "settings": digest(self.accuracy_settings(row, dataset), 8),
+                },
+            )
+            for file, (row, dataset) in self._accuracy_rows.items()
+        ]
+
     def _there(self, files: list[str]) -> list[str]:
         """All of ``files``; in a partial report those that exist."""
         return [file for file in files if Path(file).exists()] if self.config.partial else files
@@ -326,14 +347,21 @@ class Campaign:
 
     def accuracy_params(self, **wildcards: str) -> dict[str, Any]:
         row, dataset = self.accuracy_row(**wildcards)
-        return {**self.accuracy_settings(row, dataset), "tensor_parallel": row.tensor_parallel}
+        return {**self.accuracy_settings(row, dataset), **_shards(row)}
 
     def machine_params(self, hardware: str) -> dict[str, Any]:
-        return {"device": "cpu" if self.catalogue.hardware.find(hardware).gpu is None else "cuda"}
+        """What to calibrate, and what NVML must call the GPUs there: a job on another machine fails."""
+        gpu = self.catalogue.hardware.find(hardware).gpu
+        return {"device": "cpu"} if gpu is None else {"device": "cuda", "gpu_names": list(gpu.names)}
+
+    def replay_row(self, model: str, precision: str) -> Deployment:
+        """The deployment on whose devices the sequences of all are replayed."""
+        return self.deployment(self.deployments_of(model, precision)[0])
 
     def replay_params(self, model: str, precision: str) -> dict[str, Any]:
-        row = self.deployment(self.deployments_of(model, precision)[0])
+        row = self.replay_row(model, precision)
         return {
+            **_shards(row),
             "engine": self.engine(row.engine).for_performance(),
             "engine_version": self.engine_version(row.engine),
             "trust_remote_code": model in self.config.trust_remote_code,
@@ -392,7 +420,10 @@ class Campaign:
             "deployments": self._rows(),
             "failures": self.failures,
             **self.config.cap.model_dump(mode="json"),
-            "provenance": {"config": digest(self.config.model_dump(mode="json")), "seed": self.config.seed},
+            "provenance": {
+                "config": digest(self.config.model_dump(mode="json", exclude={"site"})),
+                "seed": self.config.seed,
+            },
         }
 
     def anatomy_files(self) -> list[str]:
@@ -432,7 +463,7 @@ class Campaign:
         return {
             "results": self.config.results,
             "name": self.config.archive,
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json", exclude={"site"}),
             "deployments": self._rows(),
             "catalogue": {**catalogue, "hardware": hardware},
             "redraw": {"charts": self.chart_params(), "report": self.report_params()},

@@ -70,6 +70,9 @@ class ModelEntry(Strict):
     config: str | None = Field(default=None, description="a stored config.json, for what needs no weights")
     also: tuple[str, ...] = Field(default=(), description="hub ids of other checkpoints of the same shapes")
     facts: Facts | None = Field(default=None, description="where the stored config comes from")
+    total_params: int | None = Field(
+        default=None, gt=0, description="parameters, as counted from the stored config: what a cluster is asked for"
+    )
     trust_remote_code: bool = Field(
         default=False, description="the model needs its own code; the user's config decides"
     )

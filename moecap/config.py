@@ -135,6 +135,7 @@ class Config(Strict):
         default=False,
         description="a row whose engine has no kernel for its precision on this machine takes the engine's `instead`",
     )
+    site: str | None = Field(default="config/site.yaml", description="what the cluster decides; null: nothing")
     partial: bool = Field(
         default=False,
         description="report over what there is, below results/partial: `snakemake report --config partial=true`",

@@ -116,15 +116,16 @@ def detect_gpus() -> tuple[str | None, list[dict[str, Any]]]:
 
 
 def fingerprint(detected: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a kind of machine, stable between boots: CPU model, cores, memory (GiB, rounded), GPU names.
+    """What identifies a kind of machine, stable between boots: CPU model, cores, memory (GiB, rounded), kinds of GPU.
 
-    Nothing in it names the host or the user: two equal nodes of a cluster have the same fingerprint.
+    Nothing in it names the host or the user: two equal nodes of a cluster have the same fingerprint, and so have jobs
+    that got one of a node's GPUs and all of them.
     """
     return {
         "cpu_model": detected["cpu_model"],
         "cores": detected["cores"],
         "memory_gib": round(detected["memory_bytes"] / 2**30),
-        "gpus": sorted(gpu["name"] or "unknown" for gpu in detected.get("gpus") or []),
+        "gpus": sorted({gpu["name"] or "unknown" for gpu in detected.get("gpus") or []}),
     }
 
 
@@ -150,7 +151,7 @@ def check_is(expected: Mapping[str, Any], detected: Mapping[str, Any], name: str
             differences.append(f"memory is {here['memory_gib']} GiB, not {memory} GiB")
     if expected.get("gpu_names"):
         names = {_plain(alias) for alias in expected["gpu_names"]}
-        matching = [gpu for gpu in here["gpus"] if _plain(gpu) in names]
+        matching = [gpu for gpu in detected.get("gpus") or [] if _plain(gpu["name"] or "") in names]
         need = int(expected.get("gpus", 1))
         if len(matching) < need:
             differences.append(

@@ -26,6 +26,8 @@ from moecap.errors import MoecapError
 log = logging.getLogger(__name__)
 
 FIRST_PORT, PORTS = 29500, 20000
+# What the ranks on other nodes print: LOGS/JOBID/rank-N.log, beside Slurm's own output of jobs.
+LOGS = "results/logs/ranks"
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,28 @@ def worker_ranks(
                     process.wait(20)
                 except subprocess.TimeoutExpired:
                     log.warning("a rank did not end within 20 s of %s", how.name)
+
+
+@contextmanager
+def over_nodes(arguments: Mapping[str, Any], logs: str | Path = LOGS) -> Iterator[dict[str, Any]]:
+    """What a vLLM that has ``arguments`` needs beside them on this node, while the other nodes' ranks run.
+
+    Nothing, and no rank elsewhere, unless this is a Slurm job over several nodes and the engine's devices (tensor ×
+    pipeline parallel) are more than this node has.
+    """
+    devices = int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
+    where = allocation() if devices > 1 else None
+    if where is None or len(where.nodes) == 1 or devices <= _local_devices():
+        yield {}
+        return
+    with worker_ranks(where, arguments, Path(logs) / where.job_id):
+        yield engine_arguments(where)
+
+
+def _local_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _slurm(*command: str) -> str:

@@ -21,7 +21,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ import numpy as np
 from moecap.dequantize import load_causal_lm
 from moecap.errors import MoecapError, nearest
 from moecap.io import read_parquet
+from moecap.multinode import over_nodes
 from moecap.routing import RoutingStore, RoutingWriter, anatomy_shape, id_dtype, sequence_hash
 
 log = logging.getLogger(__name__)
@@ -449,13 +450,17 @@ def _vllm(checkpoint: str | os.PathLike[str], **options: Any) -> Any:
         **options,
     }
     forget_packed_weights()  # of an engine that this process held before, and whoever freed it
-    try:
-        return LLM(**settings)
-    except (ValueError, NotImplementedError, RuntimeError) as error:
-        raise MoecapError(
-            f"vLLM cannot load {checkpoint} for the replay: {' '.join(str(error).split())[:400]}. Where it has no "
-            "kernel for this precision, replay with the `transformers` backend."
-        ) from error
+    with ExitStack() as ranks:  # this engine's processes on other nodes
+        more = ranks.enter_context(over_nodes(settings))
+        try:
+            llm = LLM(**settings, **more)
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            raise MoecapError(
+                f"vLLM cannot load {checkpoint} for the replay: {' '.join(str(error).split())[:400]}. Where it has no "
+                "kernel for this precision, replay with the `transformers` backend."
+            ) from error
+        llm.moecap_ranks = ranks.pop_all()
+    return llm
 
 
 def _generate(llm: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
@@ -477,6 +482,7 @@ def _shut_down(llm: Any) -> None:
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
+    llm.moecap_ranks.close()
     gc.collect()
     forget_packed_weights()
 
@@ -815,7 +821,7 @@ def run_job(
 
     Args:
         replay_params: ``engine`` (catalogue entry: ``kind``, ``device``, ``options``), ``engine_version``, and
-            optionally ``backend``, ``tensor_parallel``, ``trust_remote_code``.
+            optionally ``backend``, ``tensor_parallel``, ``pipeline_parallel``, ``trust_remote_code``.
         checkpoint: the folder.
         requests: ``requests.parquet`` of every deployment with this model and precision.
         output: the routing file.
@@ -837,7 +843,8 @@ def run_job(
         arguments |= {k: v for k, v in options.items() if k not in ("env", "engine_args") and v is not None}
     else:
         arguments |= {k: v for k, v in (options.get("engine_args") or {}).items() if k not in OWN_ARGUMENTS}
-        arguments["tensor_parallel_size"] = int(replay_params.get("tensor_parallel", 1))
+        for key in ("tensor_parallel", "pipeline_parallel"):
+            arguments[f"{key}_size"] = int(replay_params.get(key, 1))
     folder = Path(cache) / checkpoint_key(checkpoint, backend, replay_params.get("engine_version"))
     metadata = {"backend": backend, "engine_version": replay_params.get("engine_version")}
 

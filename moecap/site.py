@@ -22,6 +22,8 @@ from moecap.config import Strict, explain, read_yaml
 from moecap.errors import MoecapError
 
 GB = 10**9
+# Slurm's own output of jobs: `slurm-logdir` of the profile.
+SLURM_LOGS = "results/logs/slurm"
 
 # Every resource that :func:`resources` may set. A rule lists them all; those that are None are not passed on.
 RESOURCES = (
@@ -41,6 +43,9 @@ RESOURCES = (
     "mem_mb",
     "runtime",
 )
+
+# What Snakemake insists on knowing of a job that no cluster is asked for.
+UNASKED = {"mem_mb": 4000, "runtime": 60}
 
 Place = Literal["gpu", "cpu", "network", "local"]
 
@@ -267,19 +272,27 @@ def failure_class(log: str) -> str:
     return next((name for name, pattern in _CLASSES if pattern.search(log)), "error")
 
 
-def slurm_logs(folder: str | Path, rule: str, wildcards: Iterable[str]) -> list[Path]:
+def slurm_logs(folder: str | Path, rule: str, wildcards: Iterable[str], group: str | None = None) -> list[Path]:
     """Slurm's output files of a job's attempts that failed, oldest first. (Those of successful ones are removed.)
 
-    The layout is the executor plugin's: ``rule_NAME/WILDCARDS/JOBID.log`` below the profile's ``slurm-logdir``.
+    The layout is the executor plugin's: ``rule_NAME/WILDCARDS/JOBID.log`` below the profile's ``slurm-logdir``, for
+    jobs that run as a group ``group_GROUP_RULES/JOBID.log``.
     """
-    below = Path(folder) / f"rule_{rule}" / "_".join(map(str, wildcards)).replace("/", "_")
-    return sorted((p for p in below.glob("*.log") if p.stem.isdigit()), key=lambda p: int(p.stem))
+    if group:
+        found = Path(folder).glob(f"group_{group}_*/*.log")
+    else:
+        found = (Path(folder) / f"rule_{rule}" / "_".join(map(str, wildcards)).replace("/", "_")).glob("*.log")
+    return sorted((p for p in found if p.stem.isdigit()), key=lambda p: int(p.stem))
 
 
-def earlier_failures(folder: str | Path, rule: str, wildcards: Iterable[str], attempt: int) -> list[str]:
+def earlier_failures(
+    folder: str | Path, rule: str, wildcards: Iterable[str], attempt: int, group: str | None = None
+) -> list[str]:
     """Classes of the failures before ``attempt`` (1 is the first, which has none), oldest first."""
-    logs = slurm_logs(folder, rule, wildcards)
-    return [failure_class(p.read_text(errors="replace")) for p in logs[-(attempt - 1) :]] if attempt > 1 else []
+    if attempt == 1:
+        return []
+    logs = slurm_logs(folder, rule, wildcards, group)
+    return [failure_class(p.read_text(errors="replace")) for p in logs[-(attempt - 1) :]]
 
 
 # -- before anything is spent -----------------------------------------------------------------------------------------
@@ -296,12 +309,10 @@ class Estimate:
 
     def __str__(self) -> str:
         stages = ", ".join(f"{count} {stage}" for stage, count in self.jobs.items())
-        dollars = f", {self.usd:,.0f} USD" if self.usd is not None else ""
-        return (
-            f"estimate (rough, an upper bound: the time that jobs ask for): {stages}; {self.gpu_hours:,.0f} "
-            f"GPU-hours{dollars}; "
-            f"{self.disk_bytes / GB:,.0f} GB of checkpoints"
-        )
+        dollars = f", {self.usd:,.0f} USD to rent" if self.usd is not None else ""
+        hours = f"; {self.gpu_hours:,.0f} GPU-hours{dollars}" if self.gpu_hours else ""
+        disk = f"; {self.disk_bytes / GB:,.0f} GB of checkpoints to store" if self.disk_bytes else ""
+        return f"Estimate (rough, an upper bound: the time that jobs ask for): {stages}{hours}{disk}."
 
 
 def estimate(

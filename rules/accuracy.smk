@@ -19,6 +19,8 @@ rule evaluate:
         "../envs/engine-cpu.yaml"
     container:
         "docker://vllm/vllm-openai:v0.32.0"
+    resources:
+        **asked("evaluate"),
     params:
         settings=lambda wc: campaign.accuracy_params(**wc),
         code=code("accuracy.py"),

@@ -10,11 +10,14 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
+from moecap import running
 from moecap.campaign import Campaign
+from moecap.cluster import Cluster
 from moecap.errors import MoecapError
 from moecap.failures import RUN, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
+from moecap.site import RESOURCES, UNASKED, local_rules, shell_prefix
 
 # The jobs of this run know each other by it, also on a cluster's nodes: what failed for good is not tried again.
 os.environ.setdefault(RUN, f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}")
@@ -24,14 +27,58 @@ try:
         config,
         " + ".join(map(str, workflow.overwrite_configfiles or ["config/config.yaml"])),
     )
+    cluster = Cluster(campaign)
 except MoecapError as error:
     raise WorkflowError(str(error))
 
-for warning in campaign.warnings:
-    logger.warning(warning)
-
 paths = campaign.paths
 report_paths = campaign.report_paths
+
+if workflow.remote_exec:
+    shell.prefix(shell_prefix(cluster.site))
+if workflow.is_main_process and not campaign.config.partial:
+    for note in [
+        *campaign.warnings,
+        running.lift_stale_lock(paths.results),
+        cluster.estimate(),
+    ]:
+        if note is not None:
+            logger.warning(str(note))
+
+
+def begin_run():
+    """Refuse a second run on these results, and clear away what a killed one left in Slurm."""
+    slurm = workflow.executor_plugin.name == "slurm"
+    try:
+        for line in running.begin(paths.results, slurm=slurm):
+            logger.warning(line)
+    except MoecapError as error:
+        raise WorkflowError(str(error))
+
+
+def end_run():
+    running.end(paths.results)
+
+
+def asked(rule):
+    """The resources of a rule: what its jobs ask of a cluster (those of UNASKED where they run here), their attempt."""
+
+    def resource(key):
+        def value(wildcards, attempt):
+            try:
+                found = cluster.resources(rule, dict(wildcards.items()), attempt)
+            except MoecapError as error:
+                if not workflow.local_exec:
+                    raise WorkflowError(str(error))
+                found = {}  # this machine is not what the site describes
+            return found.get(key, UNASKED.get(key))
+
+        return value
+
+    return {
+        "attempt": lambda wildcards, attempt: attempt,
+        **{key: resource(key) for key in RESOURCES},
+    }
 
 
 def code(script, *more):

@@ -13,8 +13,12 @@ rule cost:
         benchmark_of("cost", "deployment")
     wildcard_constraints:
         deployment="[^/]+",
+    group:
+        "tables-{deployment}"
     conda:
         "../envs/core.yaml"
+    resources:
+        **asked("cost"),
     params:
         cost=lambda wc: campaign.cost_params(campaign.deployment(wc.deployment)),
         code=code("cost.py"),

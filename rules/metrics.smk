@@ -19,8 +19,12 @@ rule metrics:
         benchmark_of("metrics", "deployment")
     wildcard_constraints:
         deployment="[^/]+",
+    group:
+        "tables-{deployment}"
     conda:
         "../envs/core.yaml"
+    resources:
+        **asked("metrics"),
     params:
         metrics=lambda wc: campaign.metrics_params(campaign.deployment(wc.deployment)),
         code=code("metrics.py"),

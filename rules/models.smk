@@ -31,6 +31,8 @@ rule train_demo:
     conda:
         "../envs/engine-cpu.yaml"
     threads: timed_threads
+    resources:
+        **asked("train_demo"),
     params:
         train=lambda wc: campaign.train_params(wc.variant),
         code=code("train_demo.py"),
@@ -49,6 +51,8 @@ rule download:
         variant=one_of(campaign.variants_of("download")),
     conda:
         "../envs/core.yaml"
+    resources:
+        **asked("download"),
     params:
         source=lambda wc: campaign.download_params(wc.variant),
         code=code("download.py"),

@@ -12,6 +12,8 @@ rule calibrate:
     conda:
         "../envs/engine-cpu.yaml"
     threads: timed_threads
+    resources:
+        **asked("calibrate"),
     params:
         hardware=lambda wc: campaign.machine_params(wc.hardware),
         code=code("calibrate.py"),
@@ -37,6 +39,8 @@ rule measure:
     container:
         "docker://vllm/vllm-openai:v0.32.0"
     threads: timed_threads
+    resources:
+        **asked("measure"),
     params:
         run=lambda wc: campaign.performance_params(campaign.deployment(wc.deployment)),
         code=code("performance.py"),

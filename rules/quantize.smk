@@ -16,6 +16,8 @@ rule quantize:
     conda:
         "../envs/quantize.yaml"
     threads: 2
+    resources:
+        **asked("quantize"),
     params:
         recipe=lambda wc: campaign.quantize_params(wc.variant),
         python=campaign.config.quantize_python,

@@ -17,6 +17,8 @@ rule replay:
     container:
         "docker://vllm/vllm-openai:v0.32.0"
     threads: 2
+    resources:
+        **asked("replay"),
     params:
         replay=lambda wc: campaign.replay_params(wc.model, wc.precision),
         code=code("replay.py"),

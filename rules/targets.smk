@@ -20,3 +20,7 @@ for deployment in campaign.deployments:
         input:
             fill(paths.cost, deployment=deployment),
             campaign.accuracy_files(campaign.deployment(deployment)),
+
+
+# Tables, charts and, where no partition has a network, downloads: they are not worth a place in a queue.
+workflow.localrules(*filter(workflow.is_rule, local_rules(cluster.site)))

@@ -26,6 +26,7 @@ with script(snakemake) as job:  # noqa: F821
         data_files=files,
         limit=settings.get("limit"),
         tensor_parallel=settings.get("tensor_parallel", 1),
+        pipeline_parallel=settings.get("pipeline_parallel", 1),
         seed=settings["seed"],
         trust_remote_code=settings.get("trust_remote_code", False),
     )

@@ -22,6 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from moecap.engines.base import (
     no_window,
 )
 from moecap.errors import MoecapError, PermanentError
+from moecap.multinode import over_nodes
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class VllmEngine(Engine):
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
         self._engine: Any = None
+        self._ranks = ExitStack()  # this engine's processes on other nodes
         self._serial = 0
         options = dict(spec.options)
         unknown = set(options) - {"engine_args", "env", "multiprocessing", "prefix_caching"}
@@ -85,7 +88,9 @@ class VllmEngine(Engine):
             import torch
 
             torch.set_num_threads(spec.threads)
-        config = EngineArgs(**self.arguments(options)).create_engine_config(UsageContext.LLM_CLASS)
+        arguments = self.arguments(options)
+        arguments |= self._ranks.enter_context(over_nodes(arguments))
+        config = EngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
         kind = "RecordingAsyncScheduler" if config.scheduler_config.async_scheduling else "RecordingScheduler"
         config.scheduler_config.scheduler_cls = f"moecap.engines.vllm_scheduler.{kind}"
         self._config = config
@@ -222,6 +227,7 @@ class VllmEngine(Engine):
             from vllm.distributed import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
+        self._ranks.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
