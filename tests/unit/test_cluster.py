@@ -52,7 +52,7 @@ def test_a_stored_checkpoint_says_its_own_size(cluster):
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({"size_bytes": 300_000_000_000}))
     assert cluster.weight_bytes("dbrx", "bf16") == 300_000_000_000
-    assert 300_000 < cluster.resources("measure", {"deployment": "t3-dbrx-bf16"})["mem_mb"]
+    assert cluster.resources("measure", {"deployment": "t3-dbrx-bf16"})["mem_mb"] > 300_000
 
 
 def test_jobs_of_a_variant_are_sized_by_what_they_read(cluster):
