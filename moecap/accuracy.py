@@ -95,8 +95,11 @@ def _lm_eval_tasks() -> Path | None:
     return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
-def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR) -> None:
+def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR, where: str = "`task` of a dataset") -> None:
     """Fail if there is no task, group or tag ``name``; takes about a second, and no model is loaded.
+
+    Args:
+        where: file, row and key that asked, for the message.
 
     Raises:
         MoecapError: no such task, with the nearest names.
@@ -110,9 +113,8 @@ def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR) -> None:
         log.warning("lm-eval is not installed here: whether it has a task %r cannot be checked", name)
         return
     raise MoecapError(
-        f"There is no lm-eval task {name!r}, neither in {task_dir} nor among lm-eval's own. "
-        f"{_near(name, known)} A dataset's `task` in config/catalogue/datasets.yaml names it; a task of your own is a "
-        f"YAML file in {task_dir}."
+        f"{where} is {name!r}, which is no lm-eval task, neither in {task_dir} nor among lm-eval's own. "
+        f"{_near(name, known)} A task of your own is a YAML file in {task_dir}."
     )
 
 

@@ -90,7 +90,15 @@ class Campaign:
         engine = catalogue.find("engine", row.engine, where)
         system = catalogue.hardware.find(row.hardware, where)
         for dataset in row.datasets:
-            check_task(catalogue.find("dataset", dataset, where, key="datasets").task)
+            task = catalogue.find("dataset", dataset, where, key="datasets").task
+            check_task(task, where=f"{where}: dataset {dataset!r} of {catalogue.file('datasets')}: `task`")
+        if row.precision not in model.checkpoints and not any(
+            (model.source.hub, model.source.path, model.source.train)
+        ):
+            raise MoecapError(
+                f"{where}: `model` is {row.model!r}, which has no `source` in {catalogue.file('models')}: a hub id "
+                "(`hub`) or a folder (`path`) to take its checkpoint from."
+            )
         if model.source.hub and not model.source.revision:
             self._warn(
                 f"model {row.model} is not pinned to a revision ({catalogue.file('models')}); the commit that it "
@@ -102,20 +110,39 @@ class Campaign:
                 f"model {row.model!r} lists none (its `checkpoints` in {catalogue.file('models')}: "
                 f"{', '.join(model.checkpoints) or 'none'})."
             )
-        if engine.device != "cpu" and system.gpu is None:
-            raise PermanentError(
-                f"{where}: `engine` is {row.engine!r}, which runs on {engine.device} GPUs, but `hardware` "
-                f"{row.hardware!r} has none in the catalogue. Name an entry with a GPU, or an engine on the cpu."
-            )
+        self._check_device(row, where)
         try:
             self._check_engine(row, where)
         except PermanentError as error:
-            if not (self.config.fallback and system.detect and engine.instead):
-                raise
+            able = [name for name in catalogue.engines if self._can_serve(row.model_copy(update={"engine": name}))]
+            if not (self.config.fallback and system.detect and engine.instead in able):
+                remedy = f"Engines that do: {', '.join(able)}." if able else "No engine of the catalogue does."
+                raise PermanentError(f"{error} {remedy}") from None
             row = row.model_copy(update={"engine": engine.instead})
-            self._check_engine(row, where)
             self._warn(f"{error} It will be served by {engine.instead} instead.")
         return row
+
+    def _check_device(self, row: Deployment, where: str) -> None:
+        """The engine and the hardware have to mean the same kind of device: else its price and peaks are another's."""
+        device, gpu = self.engine(row.engine).device, self.catalogue.hardware.find(row.hardware, where).gpu
+        if device != "cpu" and gpu is None:
+            raise PermanentError(
+                f"{where}: `engine` is {row.engine!r}, which runs on {device} GPUs, but `hardware` {row.hardware!r} "
+                "has none in the catalogue. Name an entry with a GPU, or an engine on the cpu."
+            )
+        if device == "cpu" and gpu is not None:
+            raise PermanentError(
+                f"{where}: `engine` is {row.engine!r}, which runs on the cpu, but `hardware` is {row.hardware!r}, "
+                "whose price and peaks are those of a GPU. Name the entry of a CPU, or an engine on GPUs."
+            )
+
+    def _can_serve(self, row: Deployment) -> bool:
+        try:
+            self._check_device(row, "")
+            self._check_engine(row, "")
+        except PermanentError:
+            return False
+        return True
 
     def _check_engine(self, row: Deployment, where: str) -> None:
         check_can_serve(

@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 sys.path.insert(0, str(workflow.basedir))
 from moecap import running
 from moecap.campaign import Campaign
@@ -29,7 +27,9 @@ try:
     )
     cluster = Cluster(campaign)
 except MoecapError as error:
-    raise WorkflowError(str(error))
+    # One paragraph; Snakemake would put its own file, line and stack around it.
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
 
 paths = campaign.paths
 report_paths = campaign.report_paths

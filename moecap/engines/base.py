@@ -330,7 +330,7 @@ def check_can_serve(
         where: ``file, line N (deployment)`` that asked, for the message.
 
     Raises:
-        PermanentError: with the reason and the engines that would do instead.
+        PermanentError: with the reason.
     """
     scheme = scheme_of(precision)
     capabilities = entry.get("capabilities", {})
@@ -355,12 +355,10 @@ def check_can_serve(
             f"{', '.join(['none', *capabilities.get('offload', [])])}."
         )
     precisions = capabilities.get("precisions", {})
-    instead = entry.get("instead")
-    remedy = f" Engine `{instead}` serves it anywhere; or choose another precision." if instead else ""
     if scheme not in precisions:
         raise PermanentError(
             f"{prefix}engine {engine} has no kernel for experts in {scheme}; it serves: "
-            f"{', '.join(precisions) or 'nothing'}.{remedy}"
+            f"{', '.join(precisions) or 'nothing'}."
         )
     ways = precisions[scheme] or [{}]
     lacks = [_missing(way, machine) for way in ways]
@@ -368,6 +366,4 @@ def check_can_serve(
         options = "; or ".join(
             f"{way.get('name', 'kernel')}: lacks {', '.join(lack)}" for way, lack in zip(ways, lacks, strict=True)
         )
-        raise PermanentError(
-            f"{prefix}engine {engine} cannot serve experts in {scheme} on {machine.name} ({options}).{remedy}"
-        )
+        raise PermanentError(f"{prefix}engine {engine} cannot serve experts in {scheme} on {machine.name} ({options}).")

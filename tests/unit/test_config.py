@@ -106,6 +106,18 @@ def test_an_engine_without_a_kernel_is_refused_before_anything_runs(site: Path) 
     assert "ready-made" in refused()
     change(",fp8-block,vllm-cpu", ",int8,vllm-cuda")
     assert "vllm-cuda" in refused(error=PermanentError)
+    change(",vllm-cuda,this-machine,", ",vllm-cpu,H100-SXM5-80GB,")
+    assert "price and peaks are those of a GPU" in refused(error=PermanentError)
+    change(",int8,vllm-cpu,H100-SXM5-80GB,", ",int8,vllm-rocm,H100-SXM5-80GB,")
+    message = refused(error=PermanentError)
+    assert "vllm-rocm has no kernel" in message and "Engines that do: vllm-cuda, transformers-cuda." in message
+
+
+def test_a_model_without_a_source_is_refused(site: Path) -> None:
+    with Path("config/catalogue/models.yaml").open("a") as models:
+        models.write("\nnowhere:\n  licence: mit\n")
+    change("demo-moe", "nowhere")
+    assert "'nowhere', which has no `source` in config/catalogue/models.yaml" in refused()
 
 
 def test_without_a_kernel_the_demo_falls_back_and_says_so(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
