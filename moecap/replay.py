@@ -601,6 +601,10 @@ class TransformersBackend:
             for row, index in enumerate(batch):
                 yield index, ids[row][mask[row]].astype(id_dtype(self.n_experts))
 
+    def latest(self) -> dict[int, np.ndarray]:
+        """Layer → expert ids, shape (tokens, top-k), of the model's latest forward pass, whoever ran it."""
+        return dict(self._captured)
+
     def _forward(self, token_ids: np.ndarray, mask: np.ndarray) -> None:
         import torch
 

@@ -346,7 +346,8 @@ def activation_elements(anatomy: Anatomy) -> tuple[float, float]:
 
     def layer(k: LayerKind) -> float:
         query, value = k.query_heads * k.qk_head_dim, k.query_heads * k.v_head_dim
-        attention = 2.0 * hidden + 2.0 * query + k.kv_elements_per_token + 2.0 * value
+        latents = k.attention_replicated_params / hidden  # made, and multiplied again (MLA)
+        attention = 2.0 * hidden + 2.0 * (query + value + latents) + k.kv_elements_per_token
         router = hidden + k.experts if k.experts else 0.0
         return attention + router + k.top_k * mlp(k.expert_params) + mlp(k.shared_params) + mlp(k.dense_mlp_params)
 
