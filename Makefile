@@ -51,9 +51,10 @@ paper: ## the paper's own tables through our cost model and charts (no engine)
 	@.venv-core/bin/snakemake --cores $(CORES) --configfile config/paper.yaml -- report $(ARGS)
 	@echo; echo "Report: $(CURDIR)/results/paper/report.html   Table: results/paper/cap.parquet"
 
-validate: ## the replayed routing against routers read inside the decode, into docs/validation
+validate: ## predicted bytes against measured ones, replayed routing against the decode's, into docs/validation
 	@envs/setup.sh cpu
 	@envs/setup.sh quantize
+	@$(BIN)/python scripts/validate_bytes.py
 	@$(SNAKEMAKE) $(ARGS)
 	@$(BIN)/python scripts/validate_replay.py $(foreach p,bf16 int8 int4,\
 	  --variant $(p) results/models/demo-moe/$(p) results/performance/demo-$(p)/requests.parquet)

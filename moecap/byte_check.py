@@ -6,14 +6,18 @@ step's routers chose; the measurement is :mod:`moecap.measured_bytes`'s, which k
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from moecap.dequantize import load_causal_lm
 from moecap.errors import MoecapError
+from moecap.io import read_json
 from moecap.measured_bytes import Counted, decode_step, one_by_one
 from moecap.replay import TransformersBackend
 from moecap.steps import context_read
@@ -29,6 +33,9 @@ from moecap.utilization import (
 WEIGHTS_OVER_ACTIVATIONS = 50
 TOTAL_ERROR = 0.005
 WHOLE = "whole model"
+#: What is measured of a checkpoint: it costs seconds for a small model.
+BATCH_SIZES = (1, 4, 16, 64)
+PROMPT_TOKENS = 32
 
 _COLUMNS: tuple[tuple[str, pa.DataType, str, str], ...] = (
     ("model", pa.string(), "", "model"),
@@ -93,6 +100,37 @@ def check(
         for layer in [*(watched_layers(anatomy) if layers is None else layers), None]:
             rows.append(compare(step, anatomy, layer))
     return rows
+
+
+def check_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    anatomy: Anatomy,
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    prompt_tokens: int = PROMPT_TOKENS,
+    seed: int = 0,
+    threads: int = 1,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """:func:`check` of a checkpoint, loaded on the CPU at the dtype that it is stored in.
+
+    Raises:
+        MoecapError: a quantized checkpoint, which Transformers would read dequantized; and as :func:`check`.
+    """
+    import torch
+
+    if read_json(Path(checkpoint, "config.json")).get("quantization_config"):
+        raise MoecapError(
+            f"{checkpoint} is quantized, and Transformers would read dequantized weights: other bytes than an engine "
+            "reads. Measure the bytes of the bf16 checkpoint."
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = load_causal_lm(checkpoint, **options)
+        return check(model, anatomy, batch_sizes, prompt_tokens=prompt_tokens, seed=seed)
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure(model: Any, batch_sizes: Sequence[int], prompt_tokens: int, seed: int = 0) -> Iterator[Step]:

@@ -22,6 +22,11 @@ from moecap.io import write_json
 from moecap.paths import Paths, fill
 from moecap.provenance import digest, pinned_version
 
+#: What the report shows of measured bytes; the file has more.
+MEASURED_COLUMNS = [
+    *("layer", "batch_size", "unique_experts", "mbu_bytes", "s_mbu_bytes", "s_mbu_complete_bytes", "measured_bytes"),
+    *("total_error", "predicted_weight_bytes", "measured_weight_bytes", "predicted_kv_bytes", "measured_kv_bytes"),
+]
 PARALLELISM = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
@@ -457,6 +462,26 @@ class Campaign:
         used = sorted({(row.model, row.precision) for row in self.deployments.values()})
         return self._there([fill(self.paths.anatomy, model=m, precision=p) for m, p in used])
 
+    @property
+    def measured_bytes_variants(self) -> list[tuple[str, str]]:
+        """(model, precision) whose bytes are to be measured: at full precision only, since Transformers serves a
+        quantized checkpoint dequantized, and would read other bytes than the engine does."""
+        makers = {"trained": ("train_demo",), "all": ("train_demo", "download"), "none": ()}[self.config.measured_bytes]
+        used = {(row.model, row.precision) for row in self.deployments.values() if row.precision == "bf16"}
+        return sorted(variant for variant in used if self.variants[variant] in makers)
+
+    def measured_bytes_files(self) -> list[str]:
+        variants = self.measured_bytes_variants
+        return self._there([fill(self.paths.measured_bytes, model=m, precision=p) for m, p in variants])
+
+    def measured_bytes_params(self, model: str, precision: str) -> dict[str, Any]:
+        return {
+            "model": model,
+            "precision": precision,
+            "seed": self.config.seed,
+            "trust_remote_code": model in self.config.trust_remote_code,
+        }
+
     def machine_files(self) -> list[str]:
         return self._there([fill(self.paths.machine, hardware=name) for name in self.hardware_in_use])
 
@@ -468,7 +493,18 @@ class Campaign:
         return {"reference": self.config.cap.reference}
 
     def report_params(self) -> dict[str, Any]:
-        return {"reference": self.config.cap.reference, "failures": self.failures}
+        tables = [
+            {
+                "title": f"Predicted against measured bytes: {Path(path).parent.name}, {Path(path).stem}",
+                "note": "Of one decode step of random prompts, counted op by op while Transformers executes it. The "
+                "complete count is S-MBU's for the experts that this very step chose; its activations are an estimate, "
+                "its weights and KV cache are not.",
+                "path": path,
+                "columns": MEASURED_COLUMNS,
+            }
+            for path in self.measured_bytes_files()
+        ]
+        return {"reference": self.config.cap.reference, "failures": self.failures, "tables": tables}
 
     def archive_params(self) -> dict[str, Any]:
         hardware = self.catalogue.hardware.slice(

@@ -73,6 +73,8 @@ class Cluster:
         """What is known of a job before it is submitted."""
         if "variant" in wildcards:
             return self._variant_need(rule, *wildcards["variant"].split("/"))
+        if rule == "measure_bytes":
+            return self._variant_need(rule, wildcards["model"], wildcards["precision"])
         if rule == "calibrate":
             system = self.campaign.catalogue.hardware.find(wildcards["hardware"])
             return Need(rule, gpu=system.gpu_name, cores=_cores(system))
@@ -154,6 +156,9 @@ class Cluster:
         for model, precision in dict.fromkeys((r.model, r.precision) for r in campaign.deployments.values()):
             if not Path(fill(paths.routing, model=model, precision=precision)).exists():
                 yield "replay", {"model": model, "precision": precision}
+        for model, precision in campaign.measured_bytes_variants:
+            if not Path(fill(paths.measured_bytes, model=model, precision=precision)).exists():
+                yield "measure_bytes", {"model": model, "precision": precision}
         for rule, pattern in (("measure", paths.points), ("metrics", paths.metrics), ("cost", paths.cost)):
             for name in campaign.deployments:
                 if not Path(fill(pattern, deployment=name)).exists():

@@ -136,6 +136,11 @@ class Config(Strict):
         description="a row whose engine has no kernel for its precision on this machine takes the engine's `instead`",
     )
     site: str | None = Field(default="config/site.yaml", description="what the cluster decides; null: nothing")
+    measured_bytes: Literal["trained", "all", "none"] = Field(
+        default="trained",
+        description="bf16 models whose bytes are counted, op by op, while Transformers decodes on the CPU, and shown "
+        "beside the predicted ones: those that the workflow trains itself, all, or none",
+    )
     partial: bool = Field(
         default=False,
         description="report over what there is, below results/partial: `snakemake report --config partial=true`",

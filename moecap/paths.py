@@ -28,6 +28,7 @@ _PATTERNS = {
     "demo_data": "data/demo/manifest.json",
     "anatomy": "anatomy/{model}/{precision}.json",
     "anatomy_table": "anatomy/{model}/{precision}.parquet",
+    "measured_bytes": "bytes/{model}/{precision}.parquet",
     # Accuracy does not depend on the number of devices; `settings` is the hash of all that it does depend on.
     "accuracy": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.parquet",
     "samples": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.samples.parquet",

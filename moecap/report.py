@@ -731,15 +731,34 @@ def failures_table(failures: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -
 
 
 def extra_view(table: ExtraTable, index: int) -> View:
-    """A further table: every column as it is, numbers to four digits."""
+    """A further table: every column as it is, numbers to four digits; bytes and errors by the ends of their names."""
     columns = list(dict.fromkeys(k for r in table.rows for k in r))
     numeric = {
         c: any(isinstance(r.get(c), int | float) and not isinstance(r.get(c), bool) for r in table.rows)
         for c in columns
     }
-    heads = [Head(c.replace("_", " "), number=numeric[c], first="ascending") for c in columns]
-    body = [[_cell(r.get(c), _any_number if numeric[c] else str) for c in columns] for r in table.rows[:MAX_ROWS]]
+    forms = {c: _FORMS.get(c.rpartition("_")[2]) if numeric[c] else None for c in columns}
+    heads = [
+        Head(
+            (c.rpartition("_")[0] if form and form[0] else c).replace("_", " "),
+            form[0] if form else "",
+            number=numeric[c],
+            first="ascending",
+        )
+        for c, form in forms.items()
+    ]
+    body = [
+        [_cell(r.get(c), form[1] if form else _any_number if numeric[c] else str) for c, form in forms.items()]
+        for r in table.rows[:MAX_ROWS]
+    ]
     return View(f"extra-{index}", heads, body, table.note)
+
+
+#: How a column of a further table is shown whose name ends so: its unit, which then leaves the name, and its form.
+_FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "bytes": ("B", lambda value: number(value, 6)),
+    "error": ("", lambda value: f"{signed(100 * value, 3)}%"),
+}
 
 
 def _any_number(value: Any) -> str:
@@ -1043,7 +1062,7 @@ def read_inputs(
     routing: Iterable[str | Path] = (),
     samples: Iterable[str | Path] = (),
     failures: str | Path | None = None,
-    tables: Iterable[Mapping[str, str]] = (),
+    tables: Iterable[Mapping[str, Any]] = (),
     reference: str | None = None,
     title: str | None = None,
 ) -> Inputs:
@@ -1055,7 +1074,8 @@ def read_inputs(
         failures: folder of failure records.
         routing: routing analyses; the deployment is the name of the folder that holds the file.
         samples: ``….samples.parquet`` of accuracy runs, named ``{model}/{precision}/{engine}/{dataset}-{hash}``.
-        tables: ``title``, ``note`` and ``path`` of further Parquet tables; those that do not exist are left out.
+        tables: ``title``, ``note`` and ``path`` of further Parquet tables, and optionally which ``columns`` to show;
+            those that do not exist are left out.
     """
     table = read_parquet(cap)
     rows = table.select(SCOPE).to_pylist()
@@ -1075,7 +1095,7 @@ def read_inputs(
         samples=[(_sample_label(Path(p)), read_parquet(p).to_pylist()) for p in samples],
         failures=failed,
         tables=[
-            ExtraTable(t["title"], read_parquet(t["path"]).to_pylist(), t.get("note", ""))
+            ExtraTable(t["title"], read_parquet(t["path"], t.get("columns")).to_pylist(), t.get("note", ""))
             for t in tables
             if Path(t["path"]).exists()
         ],

@@ -75,6 +75,8 @@ STAGES: dict[str, Stage] = {
     "calibrate": Stage("gpu", startup_min=15, timed=True),
     "measure": Stage("gpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=5, timed=True),
     "replay": Stage("gpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=3),
+    # Decoded by Transformers on a CPU, one step per batch size.
+    "measure_bytes": Stage("cpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=15),
     # A step table is as long as the run had steps; it is built on one core.
     "metrics": Stage("cpu", base_gb=8, startup_min=10, point_min=2),
     "cost": Stage("cpu"),

@@ -12,6 +12,7 @@ rule archive:
         anatomy=campaign.anatomy_files(),
         accuracy=campaign.all_accuracy_files(),
         samples=campaign.sample_files(),
+        measured_bytes=campaign.measured_bytes_files(),
         machines=expand(paths.machine, hardware=campaign.hardware_in_use),
     output:
         archive=fill(paths.archive, name=campaign.config.archive),

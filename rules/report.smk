@@ -56,6 +56,7 @@ rule report:
         routing_analysis=expand(paths.routing_analysis, deployment=campaign.reported),
         machines=campaign.machine_files(),
         samples=campaign.sample_files(),
+        measured_bytes=campaign.measured_bytes_files(),
     output:
         report=report(
             report_paths.report, caption="../report/report.rst", category="Report"

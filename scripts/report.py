@@ -2,7 +2,7 @@
 
 input: cap; optionally anatomy, routing_analysis, machines, samples (lists of files); output: report;
 params.report: reference (deployment that others are compared with), failures (folder of failure records), tables (list
-of {title, note, path}: further Parquet tables to show where they exist), title: all optional.
+of {title, note, path, columns}: further Parquet tables to show where they exist), title: all optional.
 """
 
 from moecap.io import atomic_path

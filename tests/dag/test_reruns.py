@@ -82,6 +82,16 @@ ROWS = [
         {"charts": 1, "report": 1},
     ),
     Row("a metrics function of the library", (("moecap/metrics.py", '"""', '"""Edited. '),), below_metrics(3)),
+    Row(
+        "how bytes are measured",
+        (("moecap/measured_bytes.py", '"""', '"""Edited. '),),
+        {"measure_bytes": 1, "report": 1},
+    ),
+    Row(
+        "no measured bytes",
+        (("config/config.yaml", "seed: 1\n", "seed: 1\nmeasured_bytes: none\n"),),
+        TABLES,
+    ),
     Row("a cost function of the library", (("moecap/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
     Row(
         "the engine's version",

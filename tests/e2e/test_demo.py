@@ -44,6 +44,15 @@ def test_no_null_where_a_figure_is_promised(cap: pd.DataFrame, column: str) -> N
     assert cap[column].notna().all()
 
 
+def test_measured_bytes_are_the_predicted_ones_and_in_the_report(demo: Path) -> None:
+    rows = pq.read_table(demo / "bytes/demo-moe/bf16.parquet").to_pylist()
+    assert {row["batch_size"] for row in rows} == {1, 4, 16, 64}
+    for kind in ("weight", "kv"):
+        assert all(row[f"predicted_{kind}_bytes"] == row[f"measured_{kind}_bytes"] > 0 for row in rows)
+    assert max(row["mbu_overestimate"] for row in rows) > 1  # batch size 1: two experts of eight
+    assert "Predicted against measured bytes: demo-moe, bf16" in (demo / "report.html").read_text()
+
+
 def test_estimates_are_labelled(cap: pd.DataFrame) -> None:
     assert cap.energy_source.str.contains("estimated|rapl|nvml").all()
     assert cap.workload.str.contains("output tokens fixed").all()

@@ -132,6 +132,29 @@ def test_without_a_kernel_the_demo_falls_back_and_says_so(site: Path, monkeypatc
     assert "served by transformers instead" in campaign.warnings[0]
 
 
+def test_bytes_are_measured_of_bf16_models_that_the_workflow_trains_unless_asked(site: Path) -> None:
+    Path("table.csv").write_text(
+        HEADER
+        + ROW
+        + "e,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic,1\n"
+        + "f,olmoe-1b-7b,bf16,vllm-cpu,this-machine,1,arithmetic,1\n"
+    )
+
+    def measured(**config: str) -> list[str]:
+        return Campaign({"deployments": "table.csv", **config}).measured_bytes_files()
+
+    assert measured() == ["results/bytes/demo-moe/bf16.parquet"]
+    assert measured(measured_bytes="all") == [*measured(), "results/bytes/olmoe-1b-7b/bf16.parquet"]
+    assert measured(measured_bytes="none") == []
+    assert "measured_bytes" in refused({"measured_bytes": "some"})
+    (table,) = Campaign({"deployments": "table.csv"}).report_params()["tables"]
+    assert table["path"] == measured()[0]
+    pytest.importorskip("torch")
+    from moecap.byte_check import SCHEMA
+
+    assert set(table["columns"]) <= set(SCHEMA.names)
+
+
 def test_a_task_that_does_not_exist_is_refused(site: Path) -> None:
     change("task: arithmetic\n", "task: arithmetik\n", "config/catalogue/datasets.yaml")
     message = refused()

@@ -186,6 +186,12 @@ def test_the_counter_sees_experts_that_no_token_was_sent_to_where_they_are_read(
     assert grouped.weight_bytes([0]) - alone.weight_bytes([0]) == idle
 
 
+def test_a_quantized_checkpoint_is_refused(mixtral: tuple[Any, Anatomy], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    with pytest.raises(MoecapError, match="dequantized"):
+        byte_check.check_checkpoint(tmp_path, mixtral[1])
+
+
 # ---------------------------------------------------------------- the counter itself
 
 

@@ -327,3 +327,16 @@ def test_many_deployments_stay_readable():
 def test_inline_scripts_cannot_end_early():
     with pytest.raises(ValueError, match="end tag"):
         render("chart.html.j2", {"title": "t", "svg": "", "spec": {}, "themes": {}, "bundle": "x = '</script>'"})
+
+
+def test_a_further_table_shows_bytes_and_errors_by_the_ends_of_their_names() -> None:
+    rows = [{"layer": "0", "mbu_bytes": 1_971_200.0, "total_error": -0.00066, "batch_size": 4, "note_error": "text"}]
+    view = report.extra_view(report.ExtraTable("Bytes", rows), 0)
+    assert [(head.text, head.unit) for head in view.heads] == [
+        ("layer", ""),
+        ("mbu", "B"),
+        ("total error", ""),
+        ("batch size", ""),
+        ("note error", ""),
+    ]
+    assert [cell.text for cell in view.rows[0]] == ["0", "1.9712M", "−0.066%", "4", "text"]
