@@ -84,6 +84,12 @@ class Campaign:
             known = self.catalogue.models if name in config.trust_remote_code else self.catalogue.datasets
             if name not in known:
                 raise MoecapError(f"{self.source}: {name!r} is not in the catalogue. {nearest(name, known)}")
+        if config.cost.region is None and config.cost.usd_per_kwh is None:
+            regions = ", ".join(sorted(self.catalogue.hardware.electricity))
+            raise MoecapError(
+                f"{self.source}: `cost` gives neither `region` nor `usd_per_kwh`, so that energy has no price. Add "
+                f"`cost: {{region: …}}`, one of: {regions}; or `cost: {{usd_per_kwh: 0.12}}` with your own."
+            )
         if config.cost.region is not None:
             self.catalogue.hardware.region(config.cost.region, f"{self.source}: `cost.region`")
 

@@ -140,8 +140,8 @@ def report_over_what_there_is():
 
 
 def timed_threads(wildcards):
-    """Every core of this machine, so that nothing else runs beside a timed run; on a cluster the profile decides."""
-    return workflow.cores or 1
+    """Every core of this machine, so that nothing else runs beside a timed run; on a cluster the site decides."""
+    return (workflow.cores or 1) if workflow.local_exec else 1
 
 
 def demo_data_of(*datasets):

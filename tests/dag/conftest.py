@@ -15,6 +15,7 @@ PARTS = ("Snakefile", "rules", "scripts", "moecap", "config", "envs", "profiles"
 
 
 def copy_workflow(target: Path) -> Path:
+    target.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():

@@ -146,7 +146,7 @@ def assert_asked(job: dict[str, str], asked: dict[str, int | str]) -> None:
 
 def write_campaign(folder: Path, name: str, rows: list[dict[str, object]], **config: object) -> str:
     pd.DataFrame(rows).to_csv(folder / f"config/{name}.csv", index=False)
-    content = {"deployments": f"config/{name}.csv", "fallback": True, **config}
+    content = {"deployments": f"config/{name}.csv", "fallback": True, "cost": {"region": "us-average"}, **config}
     (folder / f"config/{name}.yaml").write_text(yaml.safe_dump(content))
     return f"config/{name}.yaml"
 

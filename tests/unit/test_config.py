@@ -31,7 +31,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refused(config: dict | None = None, *, error: type[Exception] = MoecapError) -> str:
     with pytest.raises(error) as caught:
-        Campaign({"deployments": "table.csv", **(config or {})}, "my.yaml")
+        Campaign({"deployments": "table.csv", "cost": {"region": "us-average"}, **(config or {})}, "my.yaml")
     message = str(caught.value)
     assert "\n" not in message, "one paragraph"
     return message
@@ -44,7 +44,7 @@ def change(old: str, new: str, file: str = "table.csv") -> None:
 
 
 def test_the_table_of_the_fixture_is_valid(site: Path) -> None:
-    assert list(Campaign({"deployments": "table.csv"}).deployments) == ["d"]
+    assert list(Campaign({"deployments": "table.csv", "cost": {"region": "us-average"}}).deployments) == ["d"]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,12 @@ def test_a_wrong_config_names_key_and_value(site: Path, config: dict, said: list
         assert part in message, message
 
 
+def test_a_campaign_without_a_price_of_energy_is_refused(site: Path) -> None:
+    message = refused({"cost": {"years": 3}})
+    assert "neither `region` nor `usd_per_kwh`" in message and "us-average" in message
+    Campaign({"deployments": "table.csv", "cost": {"usd_per_kwh": 0.1}}, "my.yaml")
+
+
 def test_a_negative_price_is_refused(site: Path) -> None:
     path = Path("config/catalogue/hardware.yaml")
     change("low: 8000", "low: -8000", str(path))
@@ -127,7 +133,7 @@ def test_without_a_kernel_the_demo_falls_back_and_says_so(site: Path, monkeypatc
     monkeypatch.setattr("moecap.campaign.this_machine", lambda name: plain)
     change(",bf16,", ",int8,")
     assert "no kernel" in refused(error=PermanentError) or "cannot serve" in refused(error=PermanentError)
-    campaign = Campaign({"deployments": "table.csv", "fallback": True})
+    campaign = Campaign({"deployments": "table.csv", "cost": {"region": "us-average"}, "fallback": True})
     assert campaign.deployment("d").engine == "transformers"
     assert "served by transformers instead" in campaign.warnings[0]
 
@@ -166,7 +172,7 @@ def test_an_unpinned_revision_is_a_warning(site: Path) -> None:
         "deployment,model,precision,engine,hardware,devices,tensor_parallel,datasets,batch_sizes\n"
         "d,mixtral-8x7b,bf16,vllm-cuda,H100-SXM5-80GB,2,2,gsm8k,1\n"
     )
-    assert "not pinned" in " ".join(Campaign({"deployments": "table.csv"}).warnings)
+    assert "not pinned" in " ".join(Campaign({"deployments": "table.csv", "cost": {"region": "us-average"}}).warnings)
 
 
 def test_comments_and_blank_lines_keep_line_numbers(site: Path) -> None:
@@ -180,7 +186,7 @@ def test_broken_yaml_is_one_paragraph(site: Path) -> None:
 
 
 def test_validate_on_the_command_line(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("my.yaml").write_text(yaml.safe_dump({"deployments": "table.csv"}))
+    Path("my.yaml").write_text(yaml.safe_dump({"deployments": "table.csv", "cost": {"region": "us-average"}}))
     assert main(["validate", "my.yaml", "--json"]) == 0
     assert '"valid": true' in capsys.readouterr().out
     change(",bf16,", ",bf61,")
