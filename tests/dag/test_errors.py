@@ -64,7 +64,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "config/catalogue", tmp_path / "catalogue")
     shutil.copy(ROOT / "config/demo.csv", tmp_path / "table.csv")
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    paths = {"deployments": "table.csv", "catalogue": "catalogue", "results": "results", "cost": {"region": "us-average"}}
+    paths = {"deployments": "table.csv", "catalogue": "catalogue", "results": "results"}
     config |= {key: str(tmp_path / value) for key, value in paths.items()} | {"fallback": False}
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
