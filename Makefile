@@ -51,12 +51,13 @@ paper: ## the paper's own tables through our cost model and charts (no engine)
 	@.venv-core/bin/snakemake --cores $(CORES) --configfile config/paper.yaml -- report $(ARGS)
 	@echo; echo "Report: $(CURDIR)/results/paper/report.html   Table: results/paper/cap.parquet"
 
-validate: ## predicted bytes against measured ones, replayed routing against the decode's, into docs/validation
+validate: ## bytes, S-MBU and the replay held against measurements, into docs/validation
 	@envs/setup.sh cpu
 	@envs/setup.sh quantize
 	@$(BIN)/python scripts/validate_bytes.py
+	@$(BIN)/python scripts/validate_bandwidth.py
 	@$(SNAKEMAKE) $(ARGS)
-	@$(BIN)/python scripts/validate_replay.py $(foreach p,bf16 int8 int4,\
+	@$(BIN)/python scripts/validate_replay.py --wide results/validation/wide $(foreach p,bf16 int8 int4,\
 	  --variant $(p) results/models/demo-moe/$(p) results/performance/demo-$(p)/requests.parquet)
 
 bench: ## the performance figures of the project itself, into results/bench.json
