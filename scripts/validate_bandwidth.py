@@ -221,13 +221,8 @@ def markdown(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "",
         f"A mixture of {MODEL['num_experts']} experts, top-{MODEL['num_experts_per_tok']}, with random bf16 weights "
         f"of {found['weight_bytes'] / 1e6:.0f} MB (the last-level cache: {cache}) is decoded by vLLM on the CPU. "
-<<<<<<< HEAD
-        "Bytes per step come from the step table, with the experts that the replay read; time is the engine's. The peak "
-        "is read bandwidth measured in the same process, with the same threads, before and after the runs "
-=======
         "Bytes per step come from the step table, with the experts that the replay read; time is the engine's. The "
         "peak is read bandwidth measured in the same process, with the same threads, before and after the runs "
->>>>>>> 3b1f3f5 (style(validation): line length)
         f"({found['before']['read_bandwidth_bytes_per_s'] / 1e9:.2f} and "
         f"{found['after']['read_bandwidth_bytes_per_s'] / 1e9:.2f} GB/s; the larger is taken; copy: "
         f"{max(r['copy_bandwidth_bytes_per_s'] for r in (found['before'], found['after'])) / 1e9:.2f} GB/s).",
