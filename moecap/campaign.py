@@ -19,6 +19,8 @@ from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.failures import applies, read_failures
 from moecap.hardware import System, hardware_files
 from moecap.io import write_json
+from moecap.offload import ARGUMENTS as OFFLOAD_ARGUMENTS
+from moecap.offload import read_arguments
 from moecap.paths import Paths, fill
 from moecap.provenance import digest, pinned_version
 
@@ -165,6 +167,11 @@ class Campaign:
             where=where,
             **{key: getattr(row, key) for key in PARALLELISM},
         )
+        if row.offload != "none":
+            try:
+                read_arguments(self.engine(row.engine).options.get("engine_args") or {})
+            except MoecapError as error:
+                raise PermanentError(f"{where}{': ' if where else ''}`offload` is {row.offload!r}. {error}") from None
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
@@ -417,6 +424,13 @@ class Campaign:
         }
         if not system.detect:
             params["peaks"] = {"bytes_per_s": system.memory_bytes_per_s, "flops": system.peak_flops}
+        if row.offload != "none":
+            arguments = self.engine(row.engine).options.get("engine_args") or {}
+            params["offload"] = {
+                "tier": row.offload,
+                "arguments": {key: arguments[key] for key in OFFLOAD_ARGUMENTS if key in arguments},
+            }
+            params["tiers"] = system.tiers(row.devices)
         return params
 
     def cost_params(self, row: Deployment) -> dict[str, Any]:

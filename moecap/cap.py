@@ -157,6 +157,17 @@ SECTIONS: dict[str, list[Column]] = {
         Column("mfu", _F, "1", "MFU over the whole run, prefill and decode, T_token as in eq. (7).", "eq. (2)"),
         Column("s_mfu", _F, "1", "S-MFU over the whole run, prefill and decode, T_token as in eq. (7).", "eq. (4)"),
         Column("mbu_over_s_mbu", _F, "1", "How much MBU overestimates: `decode_mbu` / `decode_s_mbu`.", "§4.1", True),
+        *(
+            Column(
+                f"decode_{tier}_utilization", _F, "1", f"Offloaded weights, decode: bytes that {what} moves, complete."
+            )
+            for tier, what in (
+                ("hbm", "the devices' memory"),
+                ("pcie", "the way from the host"),
+                ("dram", "the host's memory"),
+                ("ssd", "storage"),
+            )
+        ),
         Column(
             "utilization_above_one",
             _B,

@@ -544,6 +544,21 @@ class System:
         """Peak memory bandwidth of one device."""
         return self.gpu.memory_bytes_per_s if self.gpu else None
 
+    def tiers(self, devices: int) -> dict[str, float | None]:
+        """Bandwidth of each memory tier that weights may lie in or pass, of ``devices`` devices together, in B/s.
+
+        ``dram`` is the memory of the processors that the entry names, whole; null: not known.
+        """
+        gpu = self.gpu
+        parts = self.server.parts if self.server else ()
+        cpus = [(use.count, self.catalogue.cpus[use.part]) for use in parts if use.part in self.catalogue.cpus]
+        each = [count * cpu.memory_bytes_per_s for count, cpu in cpus if count and cpu.memory_bytes_per_s]
+        return {
+            "hbm": gpu.memory_bytes_per_s * devices if gpu else None,
+            "pcie": gpu.pcie_bytes_per_s * devices if gpu and gpu.pcie_bytes_per_s else None,
+            "dram": sum(each) * self._servers(devices) if each and len(each) == len(cpus) else None,
+        }
+
     def why_no_peak(self, dtype: str) -> str:
         """One sentence on a peak that is null."""
         if self.gpu is None:

@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 PHASES = ("decode", "prefill")
 BYTES = ("mbu", "s_mbu", "mbu_complete", "s_mbu_complete")
 FLOPS = ("mfu", "s_mfu", "mfu_complete", "s_mfu_complete")
+TIERS = ("hbm", "pcie", "dram", "ssd")
 AMOUNTS = ("steps", "time_s", "tokens", *BYTES, *FLOPS, "kv", "unique_experts")
 DRAWS = 1000
 CHUNK = 1 << 16
@@ -129,6 +130,13 @@ def _schema() -> pa.Schema:
     add("decode_component_bytes", pairs, "B", "mean bytes per decode step, complete count, by component")
     tiers = pa.list_(pa.struct([("tier", text), ("bytes", f64), ("utilization", f64)]))
     add("decode_tiers", tiers, "", "offloaded weights: mean bytes per decode step and utilization of each memory tier")
+    for tier in TIERS:
+        add(
+            f"decode_{tier}_utilization",
+            f64,
+            "1",
+            f"offloaded weights: bytes that {tier} moves in decode over its peak",
+        )
     add("energy_j", f64, "J", "energy measured over all repeats; null if it was not")
     add("power_w", f64, "W", "mean power over the repeats", True)
     add("energy_source", text, "", "where energy_j comes from")
@@ -160,7 +168,7 @@ class Peaks:
     flops: float | None
     compute_dtype: str = "bf16"
     source: str = "measured"
-    tiers: Mapping[str, float] = field(default_factory=dict)
+    tiers: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def peaks_of(
@@ -168,7 +176,7 @@ def peaks_of(
     compute_dtype: str,
     devices: int = 1,
     catalogue: Mapping[str, Any] | None = None,
-    tiers: Mapping[str, float] | None = None,
+    tiers: Mapping[str, float | None] | None = None,
 ) -> Peaks:
     """The peaks of ``devices`` devices: the data sheet's where the catalogue has them, else the calibrated machine's.
 
@@ -431,7 +439,7 @@ def metrics_table(
         row.update(_latencies([by_point.get(key) for key in keys], rng, draws))
         row.update(_utilizations([amounts[key] for key in keys if key in amounts], peaks, row, anatomy, rng, draws))
         row.update(_tiers([amounts[key] for key in keys if key in amounts], placement, peaks))
-        rows.append(row)
+        rows.append(row | _above_one(row))
     return pa.Table.from_pylist([{k: _plain(v) for k, v in row.items()} for row in rows], schema=METRICS_SCHEMA)
 
 
@@ -591,18 +599,7 @@ def _utilizations(
             names = runs[0].components[phase]
             mean = {name: sum(run.components[phase][name] for run in runs) / steps for name in names}
             result["decode_component_bytes"] = [{"component": k, "bytes": v} for k, v in mean.items() if v]
-    over = [
-        f"{phase}_{name}" for phase in PHASES for name in (*BYTES, *FLOPS) if (result.get(f"{phase}_{name}") or 0) > 1
-    ]
-    over += [name for name in ("mfu", "s_mfu") if (result.get(name) or 0) > 1]
-    if over:
-        log.warning(
-            "dataset %s, batch size %s: %s above 1: bytes, time or peak are wrong, or a cache holds the model",
-            row["dataset"],
-            row["batch_size"],
-            ", ".join(over),
-        )
-    return result | {"utilization_above_one": bool(over), "utilizations_above_one": over}
+    return result
 
 
 def _tiers(
@@ -620,7 +617,22 @@ def _tiers(
         peak = peaks.tiers.get(tier)
         utilization = float(amount) / time_s / peak if peak else None
         tiers.append({"tier": tier, "bytes": float(amount) / steps, "utilization": utilization})
-    return {"decode_tiers": tiers}
+    return {"decode_tiers": tiers, **{f"decode_{t['tier']}_utilization": t["utilization"] for t in tiers}}
+
+
+def _above_one(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Which utilizations of a row exceed 1: they are said, never clipped."""
+    names = [f"{phase}_{name}" for phase in PHASES for name in (*BYTES, *FLOPS)]
+    names += ["mfu", "s_mfu", *(f"decode_{tier}_utilization" for tier in TIERS)]
+    over = [name for name in names if (row.get(name) or 0) > 1]
+    if over:
+        log.warning(
+            "dataset %s, batch size %s: %s above 1: bytes, time or peak are wrong, or a cache holds the model",
+            row["dataset"],
+            row["batch_size"],
+            ", ".join(over),
+        )
+    return {"utilization_above_one": bool(over), "utilizations_above_one": over}
 
 
 # ---------------------------------------------------------------- intervals

@@ -22,6 +22,7 @@ from moecap.cap import CAP_SCHEMA
 from moecap.classify import differing, rule
 from moecap.failures import SCOPE, applies, read_failures
 from moecap.io import read_json, read_metadata, read_parquet
+from moecap.metrics import TIERS
 from moecap.pages import render
 
 Row = dict[str, Any]
@@ -594,6 +595,7 @@ def utilization_table(rows: Sequence[Row]) -> View:
         for name, label in (("mbu", "MBU"), ("s_mbu", "S-MBU"), ("mfu", "MFU"), ("s_mfu", "S-MFU"))
         for suffix in ("", "_complete")
     ]
+    shown += [(f"decode_{tier}_utilization", f"{tier.upper()}, of its peak", "decode") for tier in TIERS]
     shown = [s for s in shown if any(r[s[0]] is not None for r in rows)]
     heads = [
         *_text_heads("deployment", "dataset", "batch_size"),

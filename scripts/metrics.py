@@ -2,8 +2,8 @@
 
 input: points, requests, schedule, routing, anatomy, machine; output: steps, metrics, routing_analysis;
 params.metrics: deployment (its id), compute_dtype, and optionally devices, tensor_parallel, peaks ({"bytes_per_s",
-"flops": {dtype: dense FLOP/s}} of one device, from the catalogue; absent: the calibrated machine's), tiers ({memory
-tier: bytes/s}), placement ({component: {memory tier: share}}), seed.
+"flops": {dtype: dense FLOP/s}} of one device, from the catalogue; absent: the calibrated machine's), offload (tier, and
+the engine's arguments on it), tiers ({memory tier: bytes/s}), seed.
 """
 
 import logging
@@ -11,6 +11,7 @@ import logging
 from moecap import routing, steps
 from moecap.io import read_json, read_parquet, write_parquet
 from moecap.metrics import metrics_table, peaks_of, replication_of
+from moecap.offload import placement_of
 from moecap.routing_analysis import analysis_table
 from moecap.structure import Anatomy
 from moecap.workflow import script
@@ -28,6 +29,8 @@ with script(snakemake) as job:  # noqa: F821
     count = steps.write_steps(batches, job.output.steps, provenance)
     logging.info("%s: %d steps", deployment, count)
 
+    offload = params.get("offload")
+    parallelism = {f"{kind}_parallel": params.get(f"{kind}_parallel", 1) for kind in ("tensor", "pipeline", "expert")}
     peaks = peaks_of(
         read_json(job.input.machine),
         params["compute_dtype"],
@@ -43,7 +46,7 @@ with script(snakemake) as job:  # noqa: F821
         peaks,
         deployment=deployment,
         replication=replication_of(anatomy, params.get("tensor_parallel", 1)),
-        placement=params.get("placement"),
+        placement=offload and placement_of(anatomy, offload["arguments"], offload["tier"], **parallelism),
         seed=params.get("seed", 0),
     )
     analysis = analysis_table(store, requests, steps.read_steps(job.output.steps), anatomy)

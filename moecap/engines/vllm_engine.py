@@ -39,10 +39,9 @@ from moecap.engines.base import (
 )
 from moecap.errors import MoecapError, PermanentError
 from moecap.multinode import over_nodes
+from moecap.offload import read_arguments
 
 log = logging.getLogger(__name__)
-
-OFFLOAD_ARGUMENTS = ("cpu_offload_gb", "cpu_offload_params", "offload_backend")
 
 
 class VllmEngine(Engine):
@@ -126,11 +125,11 @@ class VllmEngine(Engine):
         batched = arguments.get("max_num_batched_tokens")
         if batched is not None:
             arguments["max_num_batched_tokens"] = max(int(batched), spec.max_num_seqs)
-        if spec.offload != "none" and not any(key in arguments for key in OFFLOAD_ARGUMENTS):
-            raise PermanentError(
-                f"Engine {spec.name}: `offload` is {spec.offload!r}, but its entry in config/catalogue/engines.yaml "
-                "does not say how much: give it `engine_args: {cpu_offload_gb: …}` (GiB per device)."
-            )
+        if spec.offload != "none":
+            try:
+                read_arguments(arguments)
+            except MoecapError as error:
+                raise PermanentError(f"Engine {spec.name}: `offload` is {spec.offload!r}. {error}") from None
         return arguments
 
     @property

@@ -67,6 +67,20 @@ def test_catalogue_peaks_win(job):
     assert (row["peak_source"], row["peak_bytes_per_s"], row["peak_flops"]) == ("catalogue", 4e12, 6e14)
 
 
+def test_offloaded_weights_have_a_figure_per_memory_tier(job):
+    offload = {"tier": "dram", "arguments": {"cpu_offload_gb": 1e-5}}  # 10,737 bytes
+    tiers = {"hbm": 1e10, "pcie": 1e3, "dram": None}
+    job.params.metrics.update(offload=offload, tiers=tiers)
+    execute(job)
+    row = read_parquet(job.output.metrics).to_pylist()[0]
+    found = {t["tier"]: t for t in row["decode_tiers"]}
+    assert set(found) == {"hbm", "dram", "pcie"} and found["dram"]["bytes"] == found["pcie"]["bytes"] > 0
+    assert found["hbm"]["bytes"] + found["dram"]["bytes"] == pytest.approx(row["decode_s_mbu_complete_bytes"])
+    assert row["decode_dram_utilization"] is None  # its bandwidth is not known
+    assert row["decode_pcie_utilization"] == pytest.approx(found["pcie"]["bytes"] / row["decode_step_s"] / 1e3)
+    assert "decode_pcie_utilization" in row["utilizations_above_one"] and row["utilization_above_one"]
+
+
 @pytest.mark.parametrize("name", ["points", "requests", "schedule", "routing"])
 def test_truncated_input_leaves_nothing(job, name, capsys):
     path = Path(job.input[name])
