@@ -12,7 +12,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 # Where this is set (many container images do), every job compiles vLLM's sources anew: ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-slurm paper validate bench env pins lint clean
+.PHONY: help demo test test-all test-slurm test-gpu paper validate bench env pins lint clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -34,6 +34,10 @@ test-all: ## everything, the slow tests and the real Slurm too
 test-slurm: ## the pipeline on a real Slurm, started on this machine
 	@envs/setup.sh dev quantize
 	@$(BIN)/pytest -m slurm $(ARGS)
+
+test-gpu: ## bytes by an NVIDIA GPU's own counters (needs ncu), into docs/validation
+	@envs/setup.sh cuda-dev
+	@.venv-cuda/bin/pytest -m gpu tests/gpu --record docs/validation $(ARGS)
 
 lint: ## ruff, snakefmt and snakemake --lint
 	@envs/setup.sh dev

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, dev
+# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev
 #
-# `cpu`, `cuda` and `rocm` are the engine environments; `dev` adds the test tools to `cpu`. An environment is a folder
+# `cpu`, `cuda` and `rocm` are the engine environments; `dev` adds the test tools to `cpu`, `cuda-dev` to `cuda`. Each is a folder
 # .venv-NAME; `.venv` is a link to the one that the site chose (the first one made, or `make env ENGINE=...`).
 # What is installed is written down exactly in envs/*.txt; a stamp keeps a second run from doing anything.
 #
@@ -10,7 +10,7 @@
 # vLLM's wheel on PyPI is built for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${1:?which environment: core, anatomy, cpu, cuda, rocm, quantize or dev}"
+: "${1:?which environment: core, anatomy, cpu, cuda, rocm, quantize, dev or cuda-dev}"
 uv_version=0.13.9
 
 fail() {
@@ -38,10 +38,11 @@ describe() {
   anatomy) pins=(anatomy) directory=.venv-anatomy gigabytes=3 ;;
   cpu) pins=(engine-cpu) directory=.venv-cpu gigabytes=5 ;;
   dev) pins=(engine-cpu dev) directory=.venv-cpu gigabytes=5 ;;
+  cuda-dev) pins=(engine-cuda dev) directory=.venv-cuda gigabytes=15 ;;
   cuda) pins=(engine-cuda) directory=.venv-cuda gigabytes=15 ;;
   rocm) pins=(engine-rocm) directory=.venv-rocm gigabytes=30 ;;
   quantize) pins=(quantize) directory=.venv-quantize gigabytes=2 ;;
-  *) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize or dev." ;;
+  *) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize, dev or cuda-dev." ;;
   esac
   files=()
   for pin in "${pins[@]}"; do files+=("envs/$pin.txt"); done
@@ -92,7 +93,7 @@ make_environment() {
   if grep -q '^torch==' "${files[@]}"; then
     wanted=$(grep -h '^torch==' "${files[@]}" | head -1 | cut -d= -f3)
     case $name in
-    cuda)
+    cuda | cuda-dev)
       # A build for CPUs in the folder of wheels would be taken for the newer one.
       unset UV_FIND_LINKS
       [ -z "${TORCH_BACKEND:-}" ] || torch_from=(--torch-backend="$TORCH_BACKEND")

@@ -7,7 +7,8 @@ step's routers chose; the measurement is :mod:`moecap.measured_bytes`'s, which k
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,14 @@ def check_checkpoint(
         torch.set_num_threads(before)
 
 
-def measure(model: Any, batch_sizes: Sequence[int], prompt_tokens: int, seed: int = 0) -> Iterator[Step]:
-    """Measure one decode step per batch size, its routers read in that very step."""
+def measure(
+    model: Any,
+    batch_sizes: Sequence[int],
+    prompt_tokens: int,
+    seed: int = 0,
+    window: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[Step]:
+    """Measure one decode step per batch size, its routers read in that very step; ``window`` is opened around it."""
     import torch
 
     backend = TransformersBackend.of(one_by_one(model))
@@ -143,7 +150,8 @@ def measure(model: Any, batch_sizes: Sequence[int], prompt_tokens: int, seed: in
         for batch_size in batch_sizes:
             shape = (batch_size, prompt_tokens + 1)
             tokens = torch.randint(model.config.get_text_config(decoder=True).vocab_size, shape, generator=generator)
-            counted = decode_step(model, tokens[:, :-1], tokens[:, -1:])
+            tokens = tokens.to(model.device)
+            counted = decode_step(model, tokens[:, :-1], tokens[:, -1:], window)
             yield Step(batch_size, prompt_tokens + 1, counted, backend.latest())
     finally:
         backend.close()

@@ -14,8 +14,8 @@ whole at every step.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,19 +228,25 @@ def one_by_one(model: Any) -> Any:
     return model.eval()
 
 
-def decode_step(model: Any, prompts: torch.Tensor, next_tokens: torch.Tensor) -> Counted:
+def decode_step(
+    model: Any,
+    prompts: torch.Tensor,
+    next_tokens: torch.Tensor,
+    window: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Counted:
     """Bytes that one decode step moves.
 
     Args:
         model: a causal language model, its experts executed one by one (:func:`one_by_one`).
         prompts: token ids, shape (batch, tokens), read into the KV cache beforehand, uncounted.
         next_tokens: the token ids that the step computes, shape (batch, 1).
+        window: opened around the step and nothing else, for a profiler that watches from outside.
     """
     cache = AppendingCache(model.config, prompts.shape[1] + 1)
     counter = ByteCounter(model, cache)
     with torch.inference_mode():
         model(input_ids=prompts, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        with counter.counting() as counted:
+        with counter.counting() as counted, window():
             model(input_ids=next_tokens, past_key_values=cache, use_cache=True)
     return counted
 
