@@ -66,7 +66,7 @@ def collect(
         more: further files below ``results``.
     """
     paths = Paths(str(results))
-    names: set[str] = {paths.cap, paths.report, paths.plan, *map(str, accuracy), *map(str, more)}
+    names: set[str] = {paths.cap, paths.report, paths.plan, paths.answers, *map(str, accuracy), *map(str, more)}
     names |= {str(a).removesuffix(".parquet") + ".samples.parquet" for a in accuracy}
     for row in deployments:
         for kind in ("metrics", "steps", "routing_analysis", "cost", "points"):

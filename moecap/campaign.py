@@ -6,6 +6,7 @@ else. The change -> jobs table in ``docs/reruns.md`` is tested row by row.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from moecap import paper
 from moecap.accuracy import check_task
 from moecap.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, PrecisionEntry
 from moecap.config import Config, Deployment, load_config, read_deployments, row_lines
+from moecap.cost import settings
 from moecap.engines.base import Machine, catalogue_machine, check_can_serve, this_machine
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.failures import applies, read_failures
@@ -92,8 +94,43 @@ class Campaign:
                 f"{self.source}: `cost` gives neither `region` nor `usd_per_kwh`, so that energy has no price. Add "
                 f"`cost: {{region: …}}`, one of: {regions}; or `cost: {{usd_per_kwh: 0.12}}` with your own."
             )
-        if config.cost.region is not None:
-            self.catalogue.hardware.region(config.cost.region, f"{self.source}: `cost.region`")
+        self._check_cost()
+        self._check_plan()
+
+    def _check_cost(self) -> None:
+        """Prices are asked for last, after days of measuring: what is wrong with them is said at the start."""
+        catalogue, given = self.catalogue.hardware, self.config.cost
+        names = [row["deployment"] for row in self._rows()]
+        for name in given.deployments:
+            if name not in names:
+                raise MoecapError(
+                    f"{self.source}: `cost.deployments` names {name!r}, which is no deployment. {nearest(name, names)}"
+                )
+        for where, terms in [("cost", given), *((f"cost.deployments.{n}", t) for n, t in given.deployments.items())]:
+            if terms.region is not None and terms.usd_per_kwh is None:
+                catalogue.region(terms.region, f"{self.source}: `{where}.region`")
+        for row in self._rows():
+            name = row["deployment"]
+            try:
+                terms = settings(given.model_dump(mode="json"), catalogue, name)
+            except MoecapError as error:
+                raise MoecapError(f"{self.source}: {error}") from None
+            system = catalogue.find(row["hardware"])
+            try:
+                system.purchase(row["devices"], {"cores": 1, "memory_bytes": 1})
+            except MoecapError as error:
+                if terms.hardware_usd is None:
+                    self._warn(f"{error} Until then what {name} costs to buy is null.")
+
+    def _check_plan(self) -> None:
+        for name in self.config.plan.systems or ():
+            self.catalogue.hardware.find(name, f"{self.source}: `plan.systems`")
+        chosen = self.config.plan.calibrate_on
+        if chosen is not None and chosen not in self.deployments:
+            raise MoecapError(
+                f"{self.source}: `plan.calibrate_on` is {chosen!r}, which is no deployment of "
+                f"{self.config.deployments}. {nearest(chosen, self.deployments)}"
+            )
 
     def _check_row(self, row: Deployment, where: str) -> Deployment:
         """The row, with the engine that will serve it; an error for what cannot be served."""
@@ -434,12 +471,21 @@ class Campaign:
         return params
 
     def cost_params(self, row: Deployment) -> dict[str, Any]:
-        regions = [self.config.cost.region] if self.config.cost.region else []
-        return {
-            "deployment": row.model_dump(mode="json"),
-            "hardware": self.catalogue.hardware.slice([row.hardware], regions),
-            "settings": self.config.cost.model_dump(mode="json"),
-        }
+        return {"deployment": row.model_dump(mode="json"), **self._cost_params([row.model_dump(mode="json")])}
+
+    def _cost_params(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The slice of the catalogue and the terms that the cost of these deployments rests on."""
+        terms = self.config.cost.model_dump(mode="json", exclude_none=True)
+        names = {row["deployment"] for row in rows}
+        terms["deployments"] = {name: own for name, own in terms["deployments"].items() if name in names}
+        return {"hardware": self._prices(rows), "settings": terms}
+
+    def _prices(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The slice of the hardware catalogue that the cost of these deployments rests on."""
+        own = [terms for row in rows if (terms := self.config.cost.deployments.get(row["deployment"]))]
+        regions = {t.region for t in (self.config.cost, *own) if t.region and t.usd_per_kwh is None}
+        hardware, models = ({row[key] for row in rows} for key in ("hardware", "model"))
+        return self.catalogue.hardware.slice(sorted(hardware), sorted(regions), sorted(models))
 
     @cached_property
     def published_rows(self) -> list[dict[str, Any]]:
@@ -456,13 +502,7 @@ class Campaign:
         return [fill(self.paths.published, stage=stage)] if self.config.published else []
 
     def published_cost_params(self) -> dict[str, Any]:
-        regions = [self.config.cost.region] if self.config.cost.region else []
-        hardware = [self.config.published.hardware] if self.config.published else []
-        return {
-            "deployments": self.published_rows,
-            "hardware": self.catalogue.hardware.slice(hardware, regions),
-            "settings": self.config.cost.model_dump(mode="json"),
-        }
+        return {"deployments": self.published_rows, **self._cost_params(self.published_rows)}
 
     def _rows(self) -> list[dict[str, Any]]:
         return [*(row.model_dump(mode="json") for row in self.deployments.values()), *self.published_rows]
@@ -473,7 +513,7 @@ class Campaign:
             "failures": self.failures,
             **self.config.cap.model_dump(mode="json"),
             "provenance": {
-                "config": digest(self.config.model_dump(mode="json", exclude={"site"})),
+                "config": digest(self.config.model_dump(mode="json", exclude={"site", "plan"})),
                 "seed": self.config.seed,
             },
         }
@@ -513,6 +553,7 @@ class Campaign:
         return {"reference": self.config.cap.reference}
 
     def report_params(self) -> dict[str, Any]:
+        title = "Planner: predicted against measured time per output token"
         tables = [
             {
                 "title": f"Predicted against measured bytes: {Path(path).parent.name}, {Path(path).stem}",
@@ -524,12 +565,11 @@ class Campaign:
             }
             for path in self.measured_bytes_files()
         ]
+        tables += [{"title": title, "path": path} for path in self.cross_check_files()]
         return {"reference": self.config.cap.reference, "failures": self.failures, "tables": tables}
 
     def archive_params(self) -> dict[str, Any]:
-        hardware = self.catalogue.hardware.slice(
-            self.hardware_in_use, [self.config.cost.region] if self.config.cost.region else []
-        )
+        hardware = self._prices(self._rows())
         used = {
             kind: sorted({name for row in self.deployments.values() for name in names(row)})
             for kind, names in {
@@ -557,9 +597,33 @@ class Campaign:
         """The whole hardware catalogue: a plan looks through all of it."""
         return [str(path) for path in hardware_files(self.config.catalogue)]
 
+    @property
+    def _calibrate_on(self) -> str | None:
+        return self.config.plan.calibrate_on or self.config.cap.reference
+
+    @property
+    def _compute_dtypes(self) -> dict[str, str]:
+        return {p: self.precision(p).compute_dtype for p in sorted({d.precision for d in self.deployments.values()})}
+
     def plan_params(self) -> dict[str, Any]:
         return {
             "deployments": [row.model_dump(mode="json") for row in self.deployments.values()],
-            "reference": self.config.cap.reference,
-            "settings": self.config.cost.model_dump(mode="json"),
+            "reference": self._calibrate_on,
+            "compute_dtypes": self._compute_dtypes,
+            "settings": self.config.cost.model_dump(mode="json", exclude_none=True, exclude={"deployments"}),
+            **self.config.plan.model_dump(mode="json", exclude={"calibrate_on"}),
         }
+
+    def cross_check_params(self) -> dict[str, Any]:
+        """Speeds alone of the hardware, so that a price reruns nothing here."""
+        speeds = {name: self.catalogue.hardware.find(name).speeds for name in self.hardware_in_use}
+        return {
+            "deployments": [self.deployments[d].model_dump(mode="json") for d in self.reported],
+            "speeds": {name: found and asdict(found) for name, found in speeds.items()},
+            "compute_dtypes": self._compute_dtypes,
+            "reference": self._calibrate_on,
+        }
+
+    def cross_check_files(self) -> list[str]:
+        """What the planner's predictions were held against; nothing where nothing was measured."""
+        return [self.report_paths.cross_check] if self.reported else []

@@ -240,15 +240,71 @@ SECTIONS: dict[str, list[Column]] = {
             True,
         ),
         Column("tokens_per_usd", _F, "1/USD", "Generated tokens per dollar.", "1 / C_token of eq. (7)", True),
-        Column("usd_per_million_input_tokens", _F, "USD", "Cost of 10⁶ prompt tokens: the time of prefill."),
-        Column("usd_per_million_output_tokens", _F, "USD", "Cost of 10⁶ generated tokens: the time of decode alone."),
-        Column("capital_share", _F, "1", "Share of the purchase in the cost of the lifetime."),
-        Column("operating_share", _F, "1", "Share of the energy in the cost of the lifetime."),
-        Column("usd_per_hour", _F, "USD/h", "Cost of an hour under load, purchase and energy."),
-        Column("run_usd", _F, "USD", "Cost of the timed run."),
-        Column("rental_usd_per_million_tokens", _F, "USD", "Cost of 10⁶ generated tokens on rented devices."),
-        Column("gpu_only_usd_per_million_tokens", _F, "USD", "What costing the GPUs alone would have said."),
-        Column("gpu_only_error", _F, "1", "How far that is from `usd_per_million_tokens`; −0.1 is 10% too low."),
+        Column(
+            "usd_per_million_input_tokens", _F, "USD", "Cost of 10⁶ prompt tokens: the time of prefill.", interval=True
+        ),
+        Column(
+            "usd_per_million_output_tokens",
+            _F,
+            "USD",
+            "Cost of 10⁶ generated tokens: the time of decode alone.",
+            interval=True,
+        ),
+        Column("capital_share", _F, "1", "Share of the purchase in the cost of the lifetime.", interval=True),
+        Column("operating_share", _F, "1", "Share of the energy in the cost of the lifetime.", interval=True),
+        Column("usd_per_hour", _F, "USD/h", "Cost of an hour under load, purchase and energy.", interval=True),
+        Column("run_usd", _F, "USD", "Cost of the timed run.", interval=True),
+        Column(
+            "evaluation_usd",
+            _F,
+            "USD",
+            "Cost of serving as many requests as accuracy asked questions, each as in the timed run.",
+            interval=True,
+        ),
+        Column("rental_usd_per_hour", _F, "USD/h", "What the same devices cost to rent.", interval=True),
+        Column(
+            "rental_usd_per_million_tokens", _F, "USD", "Cost of 10⁶ generated tokens on rented devices.", interval=True
+        ),
+        Column("rental_source", _S, "", "Offers that the rental price is made of."),
+        Column(
+            "spot_usd_per_million_tokens",
+            _F,
+            "USD",
+            "The same on spot instances, interruptions included; null unless the config describes them.",
+            interval=True,
+        ),
+        Column(
+            "elastic_usd_per_million_tokens",
+            _F,
+            "USD",
+            "The same in rented replicas that follow the config's demand.",
+            interval=True,
+        ),
+        Column("elastic_replicas", _F, "1", "Mean number of those replicas.", interval=True),
+        Column(
+            "serverless_usd_per_million_tokens",
+            _F,
+            "USD",
+            "The same on workers paid by the second, cold starts and idle time included.",
+            interval=True,
+        ),
+        Column("api_usd_per_million_input_tokens", _F, "USD", "What others ask for 10⁶ prompt tokens of the model."),
+        Column(
+            "api_usd_per_million_output_tokens", _F, "USD", "What others ask for 10⁶ generated tokens of the model."
+        ),
+        Column("api_source", _S, "", "Offers that the API price is made of."),
+        Column(
+            "gpu_only_usd_per_million_tokens", _F, "USD", "What costing the GPUs alone would have said.", interval=True
+        ),
+        Column(
+            "gpu_only_error",
+            _F,
+            "1",
+            "How far that is from `usd_per_million_tokens`; −0.1 is 10% too low.",
+            interval=True,
+        ),
+        Column("gpu_only_purchase_error", _F, "1", "How far the GPUs' price alone is from `hardware_usd`."),
+        Column("gpu_only_energy_error", _F, "1", "How far the GPUs' power alone is from `power_w`."),
         Column(
             "lifetime_years",
             _F,
@@ -346,6 +402,7 @@ def cap_table(
             for part in (measured, cost_index.get(key) or cost_whole.get((name,))):
                 row.update({k: v for k, v in (part or {}).items() if v is not None})
             row.update(_accuracy(row, accuracy_rows))
+            row.update(_evaluation(row))
             # A failure that left a figure of this row out; with all of them there, it was about another row.
             lacks = [c for c in ("output_tokens_per_s", "accuracy", "usd_per_million_tokens") if row.get(c) is None]
             failed = next((f for f in failures if applies(f, row)), None) if lacks else None
@@ -434,7 +491,8 @@ def pareto_frequency(
 
     Throughput is drawn per row. The price of a hardware entry is drawn once for all deployments on it, so that two rows
     on the same machine are not told apart by a price they share. A model × precision × engine has one accuracy, drawn
-    once. The cost per token follows from throughput and price, it is not drawn again.
+    once. The cost per token follows from throughput and price (which moves the capital's share of it), it is not drawn
+    again.
 
     Returns:
         A share of ``draws`` per row; null where cost, accuracy or throughput is null.
@@ -453,7 +511,8 @@ def pareto_frequency(
         accuracy = _draw(rng, group, "accuracy", lambda r: tuple(r.get(k) for k in SCOPE[1:4]), draws, logs=False)
         middle = {k: np.array([r[k] for r in group], float) for k in (cost, "output_tokens_per_s")}
         bought = np.array([r.get("hardware_usd") or 1.0 for r in group], float)
-        costs = middle[cost] * (price / bought)
+        share = np.array([1.0 if cost == "hardware_usd" else _capital_share(r) for r in group])
+        costs = middle[cost] * (share * price / bought + 1.0 - share)
         if cost != "hardware_usd":
             costs = costs * (middle["output_tokens_per_s"] / speed)
         keys = [tuple(r.get(k) for k in (*SCOPE[1:4], "accuracy", "accuracy_stderr")) for r in group]
@@ -465,6 +524,12 @@ def pareto_frequency(
         for i, share in zip(chosen, shares, strict=True):
             result[i] = float(share)
     return result
+
+
+def _capital_share(row: Mapping[str, Any]) -> float:
+    """Share of the purchase in the cost per token; all of it where the row does not say."""
+    share = row.get("capital_share")
+    return 1.0 if share is None else share
 
 
 def _always_dominated(costs: np.ndarray, accuracy: np.ndarray, speed: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -601,6 +666,15 @@ def _accuracy(row: Row, rows: Sequence[Row]) -> Row:
         "accuracy_metric": score.get("accuracy_metric") or score.get("metric"),
         **({"source": score["source"]} if score.get("source") else {}),
     }
+
+
+def _evaluation(row: Row) -> Row:
+    """Cost of an evaluation: as many requests as there were questions, at the cost of one of the timed run."""
+    requests, questions = row.get("requests"), row.get("accuracy_n")
+    if not requests or questions is None:
+        return {}
+    ends = {end: row.get(f"run_usd{end}") for end in ("", "_low", "_high")}
+    return {f"evaluation_usd{end}": usd / requests * questions for end, usd in ends.items() if usd is not None}
 
 
 def _status(measured: Row | None, failed: Mapping[str, Any] | None) -> str:

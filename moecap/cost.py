@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from moecap.errors import MoecapError
-from moecap.hardware import COMPONENTS, SOURCED, Hardware, Power, Purchase, Range, System
+from moecap.hardware import COMPONENTS, SOURCED, Hardware, Power, Purchase, Range, System, plain_name
 
 HOURS_PER_YEAR = 8766.0
 SECONDS_PER_HOUR = 3600.0
@@ -86,7 +86,11 @@ def rental_usd_per_million_tokens(usd_per_hour: Values, tokens_per_s: Values, ut
 
 
 def spot_usd_per_million_tokens(
-    usd_per_hour: Values, tokens_per_s: Values, interruptions_per_hour: Values, restart_s: Values
+    usd_per_hour: Values,
+    tokens_per_s: Values,
+    interruptions_per_hour: Values,
+    restart_s: Values,
+    utilisation: Values = 1.0,
 ) -> Values:
     """The same on spot instances: each interruption costs ``restart_s`` of paid time in which nothing is generated.
 
@@ -95,16 +99,16 @@ def spot_usd_per_million_tokens(
     """
     _not_negative(interruptions_per_hour=interruptions_per_hour, restart_s=restart_s)
     paid = 1.0 + interruptions_per_hour * restart_s / SECONDS_PER_HOUR
-    return rental_usd_per_million_tokens(usd_per_hour, tokens_per_s) * paid
+    return rental_usd_per_million_tokens(usd_per_hour, tokens_per_s, utilisation) * paid
 
 
 def elastic_usd_per_million_tokens(
-    usd_per_replica_hour: float,
-    tokens_per_s: float,
+    usd_per_replica_hour: Values,
+    tokens_per_s: Values,
     demand_tokens_per_s: Sequence[float],
     least_replicas: int = 0,
     scale_up_s: float = 0.0,
-) -> tuple[float, float]:
+) -> tuple[Values, Values]:
     """Cost of 10⁶ tokens where replicas follow an hourly demand, and the mean number of replicas.
 
     Args:
@@ -119,21 +123,21 @@ def elastic_usd_per_million_tokens(
     demand = np.asarray(demand_tokens_per_s, dtype=float)
     if not demand.size or (demand < 0).any() or demand.sum() == 0:
         raise MoecapError("Elastic cost: `demand_tokens_per_s` must have an hour with a demand above 0 and none below.")
-    replicas = np.maximum(np.ceil(demand / tokens_per_s), least_replicas)
-    started = np.maximum(np.diff(replicas, prepend=replicas[-1]), 0)  # the day repeats
-    hours = replicas.sum() + started.sum() * scale_up_s / SECONDS_PER_HOUR
+    replicas = np.maximum(np.ceil(demand / np.asarray(tokens_per_s, dtype=float)[..., None]), least_replicas)
+    started = np.maximum(replicas - np.roll(replicas, 1, axis=-1), 0)  # the day repeats
+    hours = replicas.sum(-1) + started.sum(-1) * scale_up_s / SECONDS_PER_HOUR
     tokens = demand.sum() * SECONDS_PER_HOUR
-    return float(hours * usd_per_replica_hour / tokens * 1e6), float(replicas.mean())
+    return hours * usd_per_replica_hour / tokens * 1e6, replicas.mean(-1)
 
 
 def serverless_usd_per_million_tokens(
-    usd_per_s: float,
-    tokens_per_s: float,
+    usd_per_s: Values,
+    tokens_per_s: Values,
     requests_per_hour: float,
     tokens_per_request: float,
     cold_start_s: float,
     keep_warm_s: float = 0.0,
-) -> float:
+) -> Values:
     """Cost of 10⁶ tokens on workers paid by the second, requests arriving at random (Poisson), one at a time.
 
     A worker that has been idle for ``keep_warm_s`` stops; the next request pays ``cold_start_s``. The idle time paid
@@ -190,6 +194,10 @@ class Settings:
     electricity_source: str = "given"
     hardware_usd: float | None = None
     rental_plan: str = "on_demand"
+    rental_usd_per_device_hour: float | None = None
+    spot: Mapping[str, Any] | None = None
+    elastic: Mapping[str, Any] | None = None
+    serverless: Mapping[str, Any] | None = None
     seed: int = 0
 
 
@@ -201,6 +209,10 @@ _KEYS = (
     "utilisation",
     "hardware_usd",
     "rental_plan",
+    "rental_usd_per_device_hour",
+    "spot",
+    "elastic",
+    "serverless",
     "seed",
     "deployments",
 )
@@ -211,7 +223,8 @@ def settings(given: Mapping[str, Any], hardware: Hardware, deployment: str | Non
 
     Args:
         given: ``years``, ``region`` or ``usd_per_kwh``, ``pue``, ``utilisation``; also ``hardware_usd`` (a price that
-            replaces the catalogue's), ``rental_plan``, ``seed``, and ``deployments``: overrides per deployment.
+            replaces the catalogue's), ``rental_plan`` or ``rental_usd_per_device_hour``, ``spot``, ``elastic`` and
+            ``serverless`` (see :mod:`moecap.config`), ``seed``, and ``deployments``: overrides per deployment.
         hardware: where regions are looked up.
         deployment: whose overrides apply.
 
@@ -220,7 +233,8 @@ def settings(given: Mapping[str, Any], hardware: Hardware, deployment: str | Non
     """
     from moecap.errors import nearest
 
-    own = dict((given.get("deployments") or {}).get(deployment) or {})
+    overrides = (given.get("deployments") or {}).get(deployment) or {}
+    own = {k: v for k, v in overrides.items() if v is not None}
     if "usd_per_kwh" in own:
         own.setdefault("region", None)
     if "region" in own:
@@ -253,9 +267,11 @@ def settings(given: Mapping[str, Any], hardware: Hardware, deployment: str | Non
         raise MoecapError(
             f"cost: neither `usd_per_kwh` nor `region` is given. {nearest('', hardware.electricity)} Give one of them."
         )
-    bought = merged.get("hardware_usd")
-    if bought is not None and _number(merged, "hardware_usd", 0.0) < 0:
-        raise MoecapError(f"cost: `hardware_usd` is {bought}; a price is not negative.")
+    prices = {}
+    for key in ("hardware_usd", "rental_usd_per_device_hour"):
+        prices[key] = None if merged.get(key) is None else _number(merged, key, 0.0)
+        if prices[key] is not None and prices[key] < 0:
+            raise MoecapError(f"cost: `{key}` is {prices[key]:g}; a price is not negative.")
     return Settings(
         years,
         electricity,
@@ -263,9 +279,10 @@ def settings(given: Mapping[str, Any], hardware: Hardware, deployment: str | Non
         utilisation,
         status,
         source,
-        None if bought is None else float(bought),
-        str(merged.get("rental_plan") or "on_demand"),
-        int(merged.get("seed") or 0),
+        rental_plan=str(merged.get("rental_plan") or "on_demand"),
+        **prices,
+        **{key: merged.get(key) for key in ("spot", "elastic", "serverless")},
+        seed=int(merged.get("seed") or 0),
     )
 
 
@@ -330,6 +347,23 @@ def deployment_power(
     return Draw(measured_w, source, "cpu, dram", None, "verified")
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a timed run served, for the figures that need more than its rate; None: not known."""
+
+    wall_s: float | None = None
+    requests: float | None = None
+    prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+    prefill_share: float | None = None
+
+    @classmethod
+    def of(cls, point: Mapping[str, Any]) -> Served:
+        """From a row of metrics."""
+        names = ("wall_s", "requests", "prompt_tokens", "generated_tokens")
+        return cls(*(point.get(n) for n in names), prefill_time_share(point))
+
+
 def deployment_cost(
     system: System,
     devices: int,
@@ -344,6 +378,7 @@ def deployment_cost(
     power_w_low: float | None = None,
     power_w_high: float | None = None,
     purchase: Purchase | None = None,
+    served: Served = Served(),
 ) -> dict[str, Any]:
     """Everything that a deployment costs at a throughput: a flat dict, intervals as ``NAME_low`` and ``NAME_high``.
 
@@ -356,6 +391,7 @@ def deployment_cost(
         machine: what was detected, for an entry that is priced by it.
         tokens_per_s_low, tokens_per_s_high, power_w_low, power_w_high: 95% intervals.
         purchase: C_hardware, where it is known already.
+        served: what the timed run served.
 
     Raises:
         MoecapError: a throughput or power that is not positive, no price.
@@ -364,17 +400,19 @@ def deployment_cost(
         _positive(tokens_per_s=tokens_per_s)
     if power_w is not None:
         _positive(power_w=power_w)
-    bought = purchase or system.purchase(devices, machine)
-    total = bought.total
+    if purchase is None:
+        purchase = system.purchase(devices, machine) if given.hardware_usd is None else Purchase.unknown("given")
+    bought = purchase
+    total, gpu_usd = (bought.total, bought.components.get("gpu")) if bought.known else (None, None)
     if given.hardware_usd is not None:
-        total = Range(given.hardware_usd, given.hardware_usd, given.hardware_usd)
+        total, gpu_usd = Range(given.hardware_usd, given.hardware_usd, given.hardware_usd), None
     estimate = system.power(devices, machine)
     draw = deployment_power(estimate, power_w, energy_source, system.kind)
     idle = system.power(devices, machine, idle=True)
     idle_w = idle.total_w if given.utilisation < 1 and idle.total_w is not None and not idle.unknown else None
 
     row: dict[str, Any] = {
-        "hardware_usd": total.value,
+        "hardware_usd": None if total is None else total.value,
         "lifetime_years": given.years,
         "usd_per_kwh": given.usd_per_kwh.value,
         "pue": given.pue,
@@ -382,43 +420,50 @@ def deployment_cost(
         "power_w": draw.power_w,
         "energy_source": draw.energy_source,
         "power_covers": draw.covers or None,
-        "price_status": "assumption" if given.hardware_usd is not None else bought.status,
-        "price_source": "given" if given.hardware_usd is not None else "; ".join(bought.sources),
-        "price_complete": bought.complete,
-        "price_notes": "; ".join([*bought.notes, *(f"no price for {u}" for u in bought.unpriced)]) or None,
         "electricity_status": given.electricity_status,
         "electricity_source": given.electricity_source,
     }
+    if given.hardware_usd is not None:
+        row |= {"price_status": "assumption", "price_source": "given", "price_complete": True, "price_notes": None}
+    else:
+        row |= {
+            "price_status": bought.status if bought.known else None,
+            "price_source": "; ".join(bought.sources) or None,
+            "price_complete": bought.complete,
+            "price_notes": "; ".join([*bought.notes, *(f"no price for {u}" for u in bought.unpriced)]) or None,
+        }
     for name in COMPONENTS:
-        part = bought.components.get(name)
-        row[f"hardware_{name}_usd"] = None if part is None or given.hardware_usd is not None else part.value
+        part = bought.components.get(name) if given.hardware_usd is None else None
+        row[f"hardware_{name}_usd"] = None if part is None else part.value
+        row[f"hardware_{name}_usd_low"] = part.low if part is not None and part.known else None
+        row[f"hardware_{name}_usd_high"] = part.high if part is not None and part.known else None
     for name in ("gpu", "cpu", "dram", "ssd", "host"):
         row[f"estimated_{name}_w"] = estimate.components.get(name)
 
-    row.update(_figures(total.value, draw.power_w, idle_w, tokens_per_s, given.usd_per_kwh.value, given))
-    row.update(_gpu_only(bought, draw, tokens_per_s, given, row))
-    rental = rental_usd_per_hour(system, devices, given.rental_plan)
-    row["rental_usd_per_hour"], row["rental_source"] = rental
-    row["rental_usd_per_million_tokens"] = (
-        None
-        if rental[0] is None or tokens_per_s is None
-        else rental_usd_per_million_tokens(rental[0], tokens_per_s, given.utilisation)
-    )
+    rental, row["rental_source"] = rental_usd_per_hour(system, devices, given.rental_plan, given)
+    spot, row["spot_source"] = _spot_usd_per_hour(system, devices, given)
+    serverless, row["serverless_source"] = _serverless_usd_per_s(system, devices, given)
+    row["rental_usd_per_hour"] = None if rental is None else rental.value
     row["figures_unverified"] = any(
-        s not in SOURCED for s in (row["price_status"], given.electricity_status, draw.status)
+        s is not None and s not in SOURCED for s in (row["price_status"], given.electricity_status, draw.status)
     )
-
-    spreads = (
-        total,
-        _interval(tokens_per_s, tokens_per_s_low, tokens_per_s_high),
-        _scaled(draw.power_w, power_w, power_w_low, power_w_high),
-        given.usd_per_kwh,
+    ranges = _Ranges(
+        price=total,
+        gpu_price=gpu_usd,
+        speed=_interval(tokens_per_s, tokens_per_s_low, tokens_per_s_high),
+        power=_scaled(draw.power_w, power_w, power_w_low, power_w_high),
+        gpu_w=draw.gpu_w,
+        electricity=given.usd_per_kwh,
+        rental=rental,
+        spot=spot,
+        serverless=serverless,
     )
-    row.update(_intervals(row, spreads, idle_w, given))
+    row.update(_figures(ranges.middle(), idle_w, given, served))
+    row.update(_intervals(row, ranges, idle_w, given, served))
     return row
 
 
-#: Figures that get an interval.
+#: Figures that get an interval by Monte Carlo.
 UNCERTAIN = (
     "hardware_usd",
     "power_w",
@@ -429,82 +474,251 @@ UNCERTAIN = (
     "tokens_per_kwh",
     "joules_per_token",
     "tokens_per_s_per_kw",
+    "capital_share",
+    "operating_share",
+    "usd_per_hour",
+    "usd_per_million_input_tokens",
+    "usd_per_million_output_tokens",
+    "run_usd",
+    "rental_usd_per_hour",
     "rental_usd_per_million_tokens",
+    "spot_usd_per_million_tokens",
+    "elastic_usd_per_million_tokens",
+    "elastic_replicas",
+    "serverless_usd_per_million_tokens",
+    "gpu_only_usd_per_million_tokens",
+    "gpu_only_error",
 )
 
 
-def _figures(
-    hardware_usd: Values,
-    power_w: Values | None,
-    idle_w: float | None,
-    tokens_per_s: Values | None,
-    usd_per_kwh: Values,
-    given: Settings,
-) -> dict[str, Any]:
-    """Energy and cost per token; the same code for the figures (numbers) and their draws (arrays)."""
-    found: dict[str, Any] = dict.fromkeys(
-        (
-            "energy_kwh",
-            "energy_usd",
-            "usd_per_million_tokens",
-            "tokens_per_usd",
-            "tokens_per_kwh",
-            "joules_per_token",
-            "tokens_per_s_per_kw",
-            "capital_share",
-            "operating_share",
-            "usd_per_hour",
+@dataclass(frozen=True)
+class _Values:
+    """What the figures are computed from: numbers, or draws of them (arrays); None: not known."""
+
+    hardware_usd: Values | None
+    gpu_usd: Values | None
+    tokens_per_s: Values | None
+    power_w: Values | None
+    gpu_w: Values | None
+    usd_per_kwh: Values
+    rental_usd_per_hour: Values | None
+    spot_usd_per_hour: Values | None
+    serverless_usd_per_s: Values | None
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """The same, each with its range. Prices vary within theirs, throughput and power within their 95% interval."""
+
+    price: Range | None
+    gpu_price: Range | None
+    speed: Range | None
+    power: Range | None
+    gpu_w: float | None
+    electricity: Range
+    rental: Range | None
+    spot: Range | None
+    serverless: Range | None
+
+    @property
+    def known(self) -> bool:
+        """Whether anything varies."""
+        ranges = (self.price, self.speed, self.power, self.electricity, self.rental, self.spot, self.serverless)
+        return any(r is not None and r.known for r in ranges)
+
+    def middle(self) -> _Values:
+        """The figures themselves."""
+
+        def value(of: Range | None) -> float | None:
+            return None if of is None else of.value
+
+        return _Values(
+            value(self.price),
+            value(self.gpu_price),
+            value(self.speed),
+            value(self.power),
+            self.gpu_w,
+            self.electricity.value,
+            value(self.rental),
+            value(self.spot),
+            value(self.serverless),
         )
-    )
-    if power_w is not None:
-        found["energy_kwh"] = energy_kwh(mean_power_w(power_w, given.utilisation, idle_w), given.years, given.pue)
-        found["energy_usd"] = found["energy_kwh"] * usd_per_kwh
-        whole = hardware_usd + found["energy_usd"]
-        found["capital_share"] = hardware_usd / np.where(whole > 0, whole, np.nan)
-        found["operating_share"] = 1.0 - found["capital_share"]
-        found["usd_per_hour"] = run_usd(hardware_usd, found["energy_usd"], given.years, 3600.0, given.utilisation)
-    if tokens_per_s is not None and power_w is not None:
-        per_token = usd_per_token(
-            hardware_usd, found["energy_kwh"], usd_per_kwh, tokens_per_s, given.years, given.utilisation
+
+    def draws(self, seed: int) -> _Values:
+        """``DRAWS`` draws: prices triangular over their range, measurements log-normal in their interval.
+
+        Each input has noise of its own, so that one's range does not move another's draws; the GPUs' price varies with
+        the whole price, and their power with the whole power.
+        """
+        rng = np.random.default_rng(seed)
+        bought, electricity, rental, spot, serverless = rng.random((5, DRAWS))
+        speed, power = rng.standard_normal((2, DRAWS))
+        watts = _lognormal(power, self.power)
+        gpu_w = None
+        if self.gpu_w is not None and self.power is not None and watts is not None:
+            gpu_w = np.maximum(self.gpu_w + watts - self.power.value, 0.0)  # what is estimated does not vary
+        return _Values(
+            _triangular(bought, self.price),
+            _triangular(bought, self.gpu_price),
+            _lognormal(speed, self.speed),
+            watts,
+            gpu_w,
+            _triangular(electricity, self.electricity),
+            _triangular(rental, self.rental),
+            _triangular(spot, self.spot),
+            _triangular(serverless, self.serverless),
         )
-        found["usd_per_million_tokens"] = per_token * 1e6
-        found["tokens_per_usd"] = 1.0 / np.where(per_token > 0, per_token, np.nan)
-        found["tokens_per_kwh"] = tokens_per_kwh(power_w, tokens_per_s, given.pue)
-        found["joules_per_token"] = joules_per_token(power_w, tokens_per_s, given.pue)
-        found["tokens_per_s_per_kw"] = tokens_per_s_per_kw(power_w, tokens_per_s)
+
+
+def _figures(x: _Values, idle_w: float | None, given: Settings, served: Served) -> dict[str, Any]:
+    """Every figure of eqs. (5)-(7) and what follows from them; the same code for the figures and for their draws."""
+    found: dict[str, Any] = dict.fromkeys((*UNCERTAIN, "gpu_only_purchase_error", "gpu_only_energy_error"))
+    found["hardware_usd"], found["power_w"] = x.hardware_usd, x.power_w
+    if x.power_w is not None:
+        found["energy_kwh"] = energy_kwh(mean_power_w(x.power_w, given.utilisation, idle_w), given.years, given.pue)
+        found["energy_usd"] = found["energy_kwh"] * x.usd_per_kwh
+        if x.gpu_w is not None:
+            found["gpu_only_energy_error"] = x.gpu_w / x.power_w - 1.0
+        if x.tokens_per_s is not None:
+            found["tokens_per_kwh"] = tokens_per_kwh(x.power_w, x.tokens_per_s, given.pue)
+            found["joules_per_token"] = joules_per_token(x.power_w, x.tokens_per_s, given.pue)
+            found["tokens_per_s_per_kw"] = tokens_per_s_per_kw(x.power_w, x.tokens_per_s)
+    if x.hardware_usd is not None and x.power_w is not None:
+        found |= _bought(x, found["energy_kwh"], found["energy_usd"], given, served)
+    if x.gpu_usd is not None and x.hardware_usd is not None:
+        found["gpu_only_purchase_error"] = x.gpu_usd / np.where(x.hardware_usd > 0, x.hardware_usd, np.nan) - 1.0
+    found |= _rented(x, given, served)
     return {k: _plain(v) for k, v in found.items()}
 
 
-def _gpu_only(
-    bought: Purchase, draw: Draw, tokens_per_s: float | None, given: Settings, row: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What costing the GPUs alone would have said, and how wrong that is: the paper's first objection to others."""
-    found: dict[str, Any] = dict.fromkeys(
-        ("gpu_only_usd_per_million_tokens", "gpu_only_error", "gpu_only_purchase_error", "gpu_only_energy_error")
-    )
-    if draw.gpu_w is not None and draw.power_w:
-        found["gpu_only_energy_error"] = draw.gpu_w / draw.power_w - 1.0
-    gpu = bought.components.get("gpu")
-    whole = row["usd_per_million_tokens"]
-    if gpu is not None and bought.total.value and given.hardware_usd is None:
-        found["gpu_only_purchase_error"] = gpu.value / bought.total.value - 1.0
-    if gpu is not None and draw.gpu_w is not None and tokens_per_s is not None and whole and given.hardware_usd is None:
-        energy = energy_kwh(draw.gpu_w, given.years, given.pue)
-        alone = usd_per_token(gpu.value, energy, given.usd_per_kwh.value, tokens_per_s, given.years, given.utilisation)
+def _bought(x: _Values, kwh: Values, energy_usd: Values, given: Settings, served: Served) -> dict[str, Any]:
+    """Shares, cost of time and cost per token of hardware that is bought."""
+    found: dict[str, Any] = {}
+    whole = x.hardware_usd + energy_usd
+    found["capital_share"] = x.hardware_usd / np.where(whole > 0, whole, np.nan)
+    found["operating_share"] = 1.0 - found["capital_share"]
+    hourly = found["usd_per_hour"] = run_usd(x.hardware_usd, energy_usd, given.years, 3600.0, given.utilisation)
+    if served.wall_s is not None:
+        found["run_usd"] = hourly * served.wall_s / SECONDS_PER_HOUR
+    if x.tokens_per_s is None:
+        return found
+    per_token = usd_per_token(x.hardware_usd, kwh, x.usd_per_kwh, x.tokens_per_s, given.years, given.utilisation)
+    found["usd_per_million_tokens"] = per_token * 1e6
+    found["tokens_per_usd"] = 1.0 / np.where(per_token > 0, per_token, np.nan)
+    if served.prefill_share is not None and served.prompt_tokens and served.generated_tokens:
+        inputs_per_s = x.tokens_per_s * served.prompt_tokens / served.generated_tokens
+        found["usd_per_million_input_tokens"], found["usd_per_million_output_tokens"] = split_usd_per_million_tokens(
+            hourly, served.prefill_share, inputs_per_s, x.tokens_per_s
+        )
+    if x.gpu_usd is not None and x.gpu_w is not None:  # the paper's first objection to costing by GPUs alone
+        energy = energy_kwh(x.gpu_w, given.years, given.pue)
+        alone = usd_per_token(x.gpu_usd, energy, x.usd_per_kwh, x.tokens_per_s, given.years, given.utilisation)
         found["gpu_only_usd_per_million_tokens"] = alone * 1e6
-        found["gpu_only_error"] = alone * 1e6 / whole - 1.0
+        found["gpu_only_error"] = alone / np.where(per_token > 0, per_token, np.nan) - 1.0
     return found
 
 
-def rental_usd_per_hour(system: System, devices: int, plan: str = "on_demand") -> tuple[float | None, str | None]:
-    """What the devices cost to rent: the median of the sourced offers of that plan (of all offers, where none is)."""
+def _rented(x: _Values, given: Settings, served: Served) -> dict[str, Any]:
+    """The same hardware rented: by the hour, on spot instances, in replicas that follow a demand, by the second."""
+    found: dict[str, Any] = {"rental_usd_per_hour": x.rental_usd_per_hour}
+    if x.tokens_per_s is None:
+        return found
+    if x.rental_usd_per_hour is not None:
+        found["rental_usd_per_million_tokens"] = rental_usd_per_million_tokens(
+            x.rental_usd_per_hour, x.tokens_per_s, given.utilisation
+        )
+        if given.elastic is not None:
+            found["elastic_usd_per_million_tokens"], found["elastic_replicas"] = elastic_usd_per_million_tokens(
+                x.rental_usd_per_hour,
+                x.tokens_per_s,
+                given.elastic["demand_tokens_per_s"],
+                given.elastic.get("least_replicas") or 0,
+                given.elastic.get("scale_up_s") or 0.0,
+            )
+    if x.spot_usd_per_hour is not None and given.spot is not None:
+        found["spot_usd_per_million_tokens"] = spot_usd_per_million_tokens(
+            x.spot_usd_per_hour,
+            x.tokens_per_s,
+            given.spot["interruptions_per_hour"],
+            given.spot["restart_s"],
+            given.utilisation,
+        )
+    if x.serverless_usd_per_s is not None and given.serverless is not None:
+        tokens = given.serverless.get("tokens_per_request")
+        if tokens is None and served.requests and served.generated_tokens:
+            tokens = served.generated_tokens / served.requests
+        if tokens is not None:
+            found["serverless_usd_per_million_tokens"] = serverless_usd_per_million_tokens(
+                x.serverless_usd_per_s,
+                x.tokens_per_s,
+                given.serverless["requests_per_hour"],
+                tokens,
+                given.serverless["cold_start_s"],
+                given.serverless.get("keep_warm_s") or 0.0,
+            )
+    return found
+
+
+def rental_usd_per_hour(
+    system: System, devices: int, plan: str = "on_demand", given: Settings | None = None
+) -> tuple[Range | None, str | None]:
+    """What the devices cost to rent, and by what: the given price, else the catalogue's offers of that plan.
+
+    The value is the median of the sourced offers (of all, where none is sourced), the range from the lowest to the
+    highest.
+    """
+    if given is not None and given.rental_usd_per_device_hour is not None:
+        return _given(given.rental_usd_per_device_hour * devices)
     offers = [r for r in system.catalogue.rentals if r.gpu == system.gpu_name and r.plan == plan]
-    offers = [r for r in offers if r.status in SOURCED] or offers
-    if not offers:
+    return _offers([(r.usd_per_device_hour.usd(), r.status) for r in offers], devices, f"{plan} offers per device")
+
+
+def _spot_usd_per_hour(system: System, devices: int, given: Settings) -> tuple[Range | None, str | None]:
+    if given.spot is None:
         return None, None
-    prices = [r.usd_per_device_hour.usd().value for r in offers]
-    statuses = "sourced" if offers[0].status in SOURCED else "unverified"
-    return float(np.median(prices)) * devices, f"median of {len(offers)} {statuses} {plan} offers per device"
+    if given.spot.get("usd_per_device_hour") is not None:
+        return _given(given.spot["usd_per_device_hour"] * devices)
+    return rental_usd_per_hour(system, devices, "spot")
+
+
+def _serverless_usd_per_s(system: System, devices: int, given: Settings) -> tuple[Range | None, str | None]:
+    if given.serverless is None:
+        return None, None
+    if given.serverless.get("usd_per_device_second") is not None:
+        return _given(given.serverless["usd_per_device_second"] * devices)
+    offers = [r for r in system.catalogue.serverless if r.gpu == system.gpu_name]
+    return _offers([(r.usd_per_device_second.usd(), r.status) for r in offers], devices, "serverless offers per device")
+
+
+def _given(price: float) -> tuple[Range, str]:
+    return Range(price, price, price), "given"
+
+
+def _offers(offers: Sequence[tuple[Range, str]], amount: float, what: str) -> tuple[Range | None, str | None]:
+    """Median of the sourced offers (of all, where none is), from the lowest to the highest."""
+    sourced = [price for price, status in offers if status in SOURCED]
+    chosen = sourced or [price for price, _ in offers]
+    if not chosen:
+        return None, None
+    middle = float(np.median([p.value for p in chosen]))
+    price = Range(middle, min(p.low for p in chosen), max(p.high for p in chosen)) * amount
+    return price, f"median of {len(chosen)} {'sourced' if sourced else 'unverified'} {what}"
+
+
+def api_prices(system: System, model: str | None) -> dict[str, Any]:
+    """What others ask for the model's tokens, whatever they run it on: medians of the catalogue's offers."""
+    found: dict[str, Any] = {"api_source": None}
+    for side in ("input", "output"):
+        name = f"usd_per_million_{side}_tokens"
+        offers = [
+            (price.usd(), offer.status)
+            for offer in system.catalogue.api_prices
+            if model and plain_name(offer.model) == plain_name(model) and (price := getattr(offer, name)) is not None
+        ]
+        price, source = _offers(offers, 1.0, "API prices")
+        found[f"api_{name}"] = None if price is None else price.value
+        found["api_source"] = source or found["api_source"]
+    return found
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> Range | None:
@@ -521,39 +735,27 @@ def _scaled(total_w: float | None, measured_w: float | None, low_w: float | None
 
 
 def _intervals(
-    row: Mapping[str, Any], spreads: tuple[Range | None, ...], idle_w: float | None, given: Settings
+    row: Mapping[str, Any], ranges: _Ranges, idle_w: float | None, given: Settings, served: Served
 ) -> dict[str, Any]:
-    """Monte Carlo with a fixed seed: prices triangular over their range, measurements log-normal in their interval."""
+    """95% intervals by Monte Carlo with a fixed seed; a price's own is its whole range."""
     found: dict[str, Any] = {f"{name}_{end}": None for name in UNCERTAIN for end in ("low", "high")}
-    if not any(s is not None and s.known for s in spreads):
+    if not ranges.known:
         return found
-    rng = np.random.default_rng(given.seed)
-    price, speed, power, electricity = spreads
-    drawn = [
-        _triangular(rng, price),
-        _lognormal(rng, speed),
-        _lognormal(rng, power),
-        _triangular(rng, electricity),
-    ]
-    figures = _figures(drawn[0], drawn[2], idle_w, drawn[1], drawn[3], given)
-    figures["hardware_usd"], figures["power_w"] = drawn[0], drawn[2]
-    if row["rental_usd_per_hour"] is not None and drawn[1] is not None:
-        figures["rental_usd_per_million_tokens"] = rental_usd_per_million_tokens(
-            row["rental_usd_per_hour"], drawn[1], given.utilisation
-        )
+    figures = _figures(ranges.draws(given.seed), idle_w, given, served)
     for name in UNCERTAIN:
         values, middle = figures.get(name), row.get(name)
         if values is None or middle is None or np.ptp(values) <= 1e-12 * abs(middle):
             continue
         low, high = np.percentile(values, [2.5, 97.5])
         found[f"{name}_low"], found[f"{name}_high"] = min(float(low), middle), max(float(high), middle)
-    if price is not None and price.known and given.hardware_usd is None:
-        found["hardware_usd_low"], found["hardware_usd_high"] = price.low, price.high
+    for name, price in (("hardware_usd", ranges.price), ("rental_usd_per_hour", ranges.rental)):
+        if price is not None and price.known:
+            found[f"{name}_low"], found[f"{name}_high"] = price.low, price.high
     return found
 
 
-def _triangular(rng: np.random.Generator, of: Range | None) -> np.ndarray | None:
-    noise = rng.random(DRAWS)  # drawn whether used or not: one figure's range does not move another's draws
+def _triangular(noise: np.ndarray, of: Range | None) -> np.ndarray | None:
+    """Draws of a triangular distribution over a range, by uniform noise."""
     if of is None:
         return None
     if not of.known:
@@ -564,8 +766,8 @@ def _triangular(rng: np.random.Generator, of: Range | None) -> np.ndarray | None
     return np.where(noise < split, left, right)
 
 
-def _lognormal(rng: np.random.Generator, of: Range | None) -> np.ndarray | None:
-    noise = rng.standard_normal(DRAWS)
+def _lognormal(noise: np.ndarray, of: Range | None) -> np.ndarray | None:
+    """Draws of a log-normal distribution with that 95% interval, by standard normal noise."""
     if of is None:
         return None
     if not of.known or of.low <= 0:
@@ -643,6 +845,15 @@ def _fields() -> list[pa.Field]:
         field("rental_usd_per_hour", _F, "USD/h", "What the same devices cost to rent."),
         field("rental_usd_per_million_tokens", _F, "USD", "Cost of 10⁶ generated tokens on rented devices."),
         field("rental_source", _S, "", "Offers that the rental price is made of."),
+        field("spot_usd_per_million_tokens", _F, "USD", "The same on spot instances, interruptions included."),
+        field("spot_source", _S, "", "Offers that the spot price is made of."),
+        field("elastic_usd_per_million_tokens", _F, "USD", "The same in replicas that follow the config's demand."),
+        field("elastic_replicas", _F, "1", "Their mean number."),
+        field("serverless_usd_per_million_tokens", _F, "USD", "The same by the second, cold starts and idle included."),
+        field("serverless_source", _S, "", "Offers that the serverless price is made of."),
+        field("api_usd_per_million_input_tokens", _F, "USD", "What others ask for 10⁶ prompt tokens of the model."),
+        field("api_usd_per_million_output_tokens", _F, "USD", "What others ask for 10⁶ generated tokens of the model."),
+        field("api_source", _S, "", "Offers that the API price is made of."),
         field("gpu_only_usd_per_million_tokens", _F, "USD", "What costing the GPUs alone would have said."),
         field("gpu_only_error", _F, "1", "How far that is from `usd_per_million_tokens`: -0.1 is 10% too low."),
         field("gpu_only_purchase_error", _F, "1", "How far the GPUs' price alone is from `hardware_usd`."),
@@ -664,7 +875,7 @@ def _fields() -> list[pa.Field]:
     spread = []
     for column in columns:
         spread.append(column)
-        if column.name in UNCERTAIN:
+        if column.name in UNCERTAIN or (column.name.startswith("hardware_") and column.name.endswith("_usd")):
             unit = (column.metadata or {}).get(b"unit", b"").decode()
             spread.append(field(f"{column.name}_low", _F, unit, f"Lower end of the 95% interval of `{column.name}`."))
             spread.append(field(f"{column.name}_high", _F, unit, f"Upper end of the 95% interval of `{column.name}`."))
@@ -696,7 +907,8 @@ def cost_table(
         ``COST_SCHEMA``: one row per row of ``metrics`` that belongs to a deployment.
 
     Raises:
-        MoecapError: an unknown hardware or region, a missing price, a negative lifetime …
+        MoecapError: an unknown hardware or region, a negative lifetime … A missing price is null, and said in
+            ``price_notes``.
     """
     rows = metrics.to_pylist() if isinstance(metrics, pa.Table) else [dict(r) for r in metrics]
     found: list[dict[str, Any]] = []
@@ -705,28 +917,34 @@ def cost_table(
         given = settings(cost, hardware, name)
         system = hardware.find(str(deployment["hardware"]), f"deployment {name}")
         devices = int(deployment.get("devices") or 1)
-        bought = system.purchase(devices, machine)
+        try:
+            bought = system.purchase(devices, machine)
+        except MoecapError as error:
+            bought = Purchase.unknown(str(error))
+        shared = {**api_prices(system, deployment.get("model")), "deployment": name}
+        beside, lacking = _offloaded(deployment.get("offload"), bought, system.power(devices, machine), given)
         for point in rows:
             if point["deployment"] == name:
-                found.append(_point_cost(point, name, system, devices, given, machine, bought))
+                row = _point_cost(point, system, devices, given, machine, bought)
+                notes = "; ".join([*filter(None, [row["price_notes"]]), *beside]) or None
+                complete = row["price_complete"] and not lacking
+                found.append({**row, **shared, "price_notes": notes, "price_complete": complete})
     return pa.Table.from_pylist(found, schema=COST_SCHEMA)
 
 
 def _point_cost(
     point: Mapping[str, Any],
-    name: str,
     system: System,
     devices: int,
     given: Settings,
     machine: Mapping[str, Any] | None,
     bought: Purchase,
 ) -> dict[str, Any]:
-    tokens_per_s = point.get("output_tokens_per_s")
     measured = point.get("energy_source") not in (None, "estimated", "estimate")
     row = deployment_cost(
         system,
         devices,
-        tokens_per_s,
+        point.get("output_tokens_per_s"),
         given,
         power_w=point.get("power_w") if measured else None,
         energy_source=point.get("energy_source"),
@@ -736,16 +954,24 @@ def _point_cost(
         power_w_low=point.get("power_w_low") if measured else None,
         power_w_high=point.get("power_w_high") if measured else None,
         purchase=bought,
+        served=Served.of(point),
     )
-    row.update({"deployment": name, "dataset": point.get("dataset"), "batch_size": point.get("batch_size")})
-    hourly, wall_s, share = row["usd_per_hour"], point.get("wall_s"), prefill_time_share(point)
-    if None not in (hourly, wall_s, share, tokens_per_s):
-        row["usd_per_million_input_tokens"], row["usd_per_million_output_tokens"] = split_usd_per_million_tokens(
-            hourly, share, point["prompt_tokens"] / wall_s, tokens_per_s
-        )
-    if None not in (hourly, wall_s):
-        row["run_usd"] = hourly * wall_s / SECONDS_PER_HOUR
-    return row
+    return {**row, "dataset": point.get("dataset"), "batch_size": point.get("batch_size")}
+
+
+def _offloaded(offload: str | None, bought: Purchase, power: Power, given: Settings) -> tuple[list[str], bool]:
+    """Notes on what weights lie on outside the devices, and whether its price is lacking in the whole."""
+    part = {"dram": "dram", "ssd": "ssd"}.get(offload or "none")
+    if part is None:
+        return [], False
+    notes, lacking = [], False
+    if bought.components.get(part) is None and given.hardware_usd is None:
+        lacking = bought.components.get("unsplit") is None
+        where = "has no price" if lacking else "is not told apart in the host's price"
+        notes.append(f"weights are offloaded to {part.upper()}, which {where}")
+    if power.components.get(part) is None and power.components.get("host") is None:
+        notes.append(f"the power of the {part.upper()} that weights are offloaded to is not counted")
+    return notes, lacking
 
 
 def prefill_time_share(point: Mapping[str, Any]) -> float | None:
@@ -757,8 +983,3 @@ def prefill_time_share(point: Mapping[str, Any]) -> float | None:
     decoded = (generated or 0) - (requests or 0)  # the first token of a request comes out of its prefill
     decode_s = decoded / decode_rate if decode_rate and decoded > 0 else 0.0
     return prompt / prefill_rate / (prompt / prefill_rate + decode_s)
-
-
-def with_settings(given: Settings, **changes: Any) -> Settings:
-    """The same settings with some changed."""
-    return replace(given, **changes)

@@ -418,8 +418,8 @@ class Hardware(Strict):
             f"{nearest(detected, self.cpus)} {REMEDY}"
         )
 
-    def slice(self, hardware: Iterable[str], regions: Iterable[str] = ()) -> dict[str, Any]:
-        """The part of the catalogue that these systems and regions rest on, as plain data.
+    def slice(self, hardware: Iterable[str], regions: Iterable[str] = (), models: Iterable[str] = ()) -> dict[str, Any]:
+        """The part of the catalogue that these systems, regions and models (their API prices) rest on, as plain data.
 
         A rule that takes it as a param reruns when one of these figures changes, and not when another does.
         :func:`from_slice` reads it back.
@@ -453,6 +453,12 @@ class Hardware(Strict):
                 for offer in getattr(self, section)
                 if offer.gpu in gpus
             ]
+        wanted = {plain_name(model) for model in models}
+        data["api_prices"] = [
+            offer.model_dump(mode="json", exclude_none=True)
+            for offer in self.api_prices
+            if plain_name(offer.model) in wanted
+        ]
         return data
 
 
@@ -478,6 +484,16 @@ class Purchase:
             total = total + part if part is not None else total
         return total
 
+    @classmethod
+    def unknown(cls, note: str) -> Purchase:
+        """Nothing of it has a price."""
+        return cls(dict.fromkeys(COMPONENTS), ("everything",), "unverified", (), (note,))
+
+    @property
+    def known(self) -> bool:
+        """Whether anything of it has a price."""
+        return any(part is not None for part in self.components.values())
+
     @property
     def complete(self) -> bool:
         """Whether every part has a price."""
@@ -502,6 +518,17 @@ class Power:
     def covers(self) -> str:
         """The components that the sum covers, for a column."""
         return ", ".join(name for name, w in self.components.items() if w is not None)
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What one device can do, as the catalogue says: all that a prediction rests on."""
+
+    memory_bytes: float
+    memory_bytes_per_s: float
+    peak_flops: Mapping[str, float | None]
+    link_bytes_per_s: float | None = None
+    pcie_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -558,6 +585,21 @@ class System:
             "pcie": gpu.pcie_bytes_per_s * devices if gpu and gpu.pcie_bytes_per_s else None,
             "dram": sum(each) * self._servers(devices) if each and len(each) == len(cpus) else None,
         }
+
+    @property
+    def speeds(self) -> Speeds | None:
+        """What one device can do; None where that is measured, not catalogued."""
+        if self.gpu is None:
+            return None
+        gpu = self.gpu
+        peaks = dict(gpu.peak_flops)
+        return Speeds(gpu.memory_bytes, gpu.memory_bytes_per_s, peaks, gpu.link_bytes_per_s, gpu.pcie_bytes_per_s)
+
+    def speed_status(self, dtype: str) -> str | None:
+        """The weakest status of the figures that a prediction in a dtype rests on; None where they are measured."""
+        if self.gpu is None:
+            return None
+        return weakest(map(self.gpu.status_of, ("memory_bytes", "memory_bytes_per_s", f"peak_flops.{dtype}")))
 
     def why_no_peak(self, dtype: str) -> str:
         """One sentence on a peak that is null."""

@@ -50,6 +50,8 @@ _PATTERNS = {
     "charts": "charts",
     "report": "report.html",
     "plan": "plan.parquet",
+    "answers": "plan.txt",
+    "cross_check": "planner/cross_check.parquet",
     "archive": "archive/{name}.tar.zst",
     "log": "logs",
     "benchmark": "benchmarks",

@@ -17,16 +17,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from moecap.cost import HOURS_PER_YEAR, SECONDS_PER_HOUR, Settings, settings
+from moecap.cost import HOURS_PER_YEAR, SECONDS_PER_HOUR, Settings, energy_kwh, mean_power_w, settings
 from moecap.errors import MoecapError, nearest
-from moecap.hardware import Hardware, System
+from moecap.hardware import SOURCED, Hardware, Range, Speeds, System
+from moecap.io import read_json, read_parquet
+from moecap.paths import Paths, fill
 from moecap.structure import Anatomy, LayerKind
 from moecap.utilization import (
     complete_bytes,
@@ -114,31 +117,34 @@ class Target:
     link: str | None = None
 
     @classmethod
-    def of(cls, system: System, devices: int, dtype: str, machine: Mapping[str, Any] | None = None) -> Target:
-        """From the catalogue, or from calibration for a system whose speeds are measured.
+    def of(
+        cls, name: str, speeds: Speeds | None, devices: int, dtype: str, machine: Mapping[str, Any] | None = None
+    ) -> Target:
+        """From the catalogue's speeds, or from calibration where there are none.
 
         Raises:
-            MoecapError: a system without catalogued speeds and no machine that was measured.
+            MoecapError: neither is there.
         """
-        if system.gpu is not None:
-            gpu = system.gpu
-            link, kind = (gpu.link_bytes_per_s, "link") if gpu.link_bytes_per_s else (gpu.pcie_bytes_per_s, "pcie")
+        if speeds is not None:
+            link, kind = speeds.link_bytes_per_s, "link"
+            if not link:
+                link, kind = speeds.pcie_bytes_per_s, "pcie"
             return cls(
-                system.name,
+                name,
                 devices,
-                gpu.memory_bytes,
-                gpu.memory_bytes_per_s,
-                gpu.peak_flops.get(dtype),  # type: ignore[call-overload]
+                speeds.memory_bytes,
+                speeds.memory_bytes_per_s,
+                speeds.peak_flops.get(dtype),
                 link,
                 kind if link else None,
             )
         if not machine or not machine.get("read_bandwidth_bytes_per_s"):
             raise MoecapError(
-                f"{system.name}: its speeds are not in the catalogue but measured; give what calibration found "
+                f"{name}: its speeds are not in the catalogue but measured; give what calibration found "
                 "(results/machine/*.json)."
             )
         return cls(
-            system.name,
+            name,
             devices,
             float(machine["memory_bytes"]),
             float(machine["read_bandwidth_bytes_per_s"]),
@@ -196,6 +202,30 @@ def expected_unique_experts(
         raise MoecapError(f"The routing profile has {len(profile)} layers, {anatomy.model} {len(kinds)} MoE layers.")
     columns = [(1.0 - (1.0 - np.clip(p, 0.0, 1.0)) ** tokens).sum(axis=1) for p in profile]
     return np.stack(columns, axis=1) if columns else np.zeros((len(tokens), 0))
+
+
+def routing_profile(analysis: Iterable[Mapping[str, Any]]) -> list[np.ndarray] | None:
+    """The routing profile in a routing analysis: per MoE layer the share of tokens that chose each expert.
+
+    Args:
+        analysis: rows of :data:`moecap.routing_analysis.ANALYSIS_SCHEMA`; all datasets together, by their tokens.
+
+    Returns:
+        Arrays of shape (experts,), in the order of the layers; None where the analysis has none.
+    """
+    chosen: dict[int, dict[int, float]] = {}
+    tokens: dict[int, dict[str, float]] = {}
+    for row in analysis:
+        if row["table"] == "expert":
+            layer = chosen.setdefault(row["layer"], {})
+            layer[row["expert"]] = layer.get(row["expert"], 0.0) + row["activations"]
+            tokens.setdefault(row["layer"], {})[row["dataset"]] = row["tokens"]
+    if not chosen:
+        return None
+    return [
+        np.array([n for _, n in sorted(experts.items())]) / sum(tokens[layer].values())
+        for layer, experts in sorted(chosen.items())
+    ]
 
 
 def _windowed(anatomy: Anatomy, context: float) -> np.ndarray:
@@ -385,21 +415,23 @@ def fit(roofline: np.ndarray, batch: np.ndarray, measured: np.ndarray) -> Fit:
     """The fit with the least relative squared error, all its terms ≥ 0.
 
     As many terms are used as the points bear: the slowdown alone with one batch size, the overhead with two, the share
-    of each request with three or more.
+    of each request with three or more. The slowdown is at least 1, so that no model is predicted faster than the
+    roofline, unless a measured time is: a cache then holds more than the roofline knows of.
     """
     terms = np.stack([roofline, np.ones_like(roofline), batch], axis=1)[:, : min(3, len(np.unique(batch)))]
-    scaled = terms / measured[:, None]
-    best, error = np.array([float((measured / roofline).mean())]), math.inf
+    least = 1.0 if (measured >= roofline).all() else 0.0
+    scaled, wanted = terms / measured[:, None], 1.0 - least * roofline / measured
+    best, error = np.array([max(float((measured / roofline).mean()) - least, 0.0)]), math.inf
     chosen: tuple[int, ...] = (0,)
     for size in range(1, terms.shape[1] + 1):
         for columns in itertools.combinations(range(terms.shape[1]), size):
-            solution, *_ = np.linalg.lstsq(scaled[:, columns], np.ones(len(measured)), rcond=None)
-            residual = float(((scaled[:, columns] @ solution - 1.0) ** 2).sum())
+            solution, *_ = np.linalg.lstsq(scaled[:, columns], wanted, rcond=None)
+            residual = float(((scaled[:, columns] @ solution - wanted) ** 2).sum())
             if (solution >= 0).all() and residual < error * (1 - 1e-9):
                 best, error, chosen = solution, residual, columns
-    found = [0.0, 0.0, 0.0]
+    found = [least, 0.0, 0.0]
     for column, value in zip(chosen, best, strict=True):
-        found[column] = float(value)
+        found[column] += float(value)
     freedom = max(len(measured) - len(chosen), 1)
     spread = math.sqrt(error / freedom) if math.isfinite(error) and len(measured) > len(chosen) else 0.0
     return Fit(*found, spread=spread)
@@ -455,39 +487,43 @@ def per_request(row: Mapping[str, Any]) -> Row:
 
 def cross_check(
     measured: Mapping[str, tuple[Candidate, Sequence[Mapping[str, Any]]]],
-    system: System,
-    devices: int,
+    target_of: Callable[[str], Target],
     reference: str,
-    machine: Mapping[str, Any] | None = None,
+    profiles: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> list[Row]:
     """Calibrate on one deployment, predict the others, and say how wrong that is.
 
     Args:
         measured: deployment → (its model and precision, its rows as :func:`calibrate` takes them).
-        system, devices: what they all ran on.
+        target_of: what they all ran on, by the dtype computed in.
         reference: the deployment to calibrate on.
-        machine: what calibration of the machine found.
+        profiles: model → routing profile.
 
     Returns:
-        One row per deployment and batch size: ``tpot_s`` measured and predicted, ``error`` (predicted / measured − 1),
-        ``calibrated_on``; rows of the reference itself are marked ``in_sample``.
+        Rows of ``CROSS_CHECK_SCHEMA``, one per deployment, dataset and batch size.
 
     Raises:
         MoecapError: the reference was not measured.
     """
     if reference not in measured:
         raise MoecapError(f"Calibration: deployment {reference!r} was not measured. {nearest(reference, measured)}")
+
+    def profile(candidate: Candidate) -> Sequence[np.ndarray] | None:
+        return (profiles or {}).get(candidate.anatomy.model)
+
     base, rows = measured[reference]
-    target = Target.of(system, devices, base.compute_dtype, machine)
-    calibration = calibrate(base.anatomy, target, rows, f"measured runs of {reference}")
+    calibration = calibrate(
+        base.anatomy, target_of(base.compute_dtype), rows, f"measured runs of {reference}", profile(base)
+    )
     found = []
     for name, (candidate, points) in measured.items():
+        own = target_of(candidate.compute_dtype)
         for point in points:
             if not point.get("batch_size") or not point.get("tpot_s"):
                 continue
-            own = Target.of(system, devices, candidate.compute_dtype, machine)
-            predicted = predict(candidate.anatomy, own, [point["batch_size"]], _workload(point), calibration)
-            bound = predict(candidate.anatomy, own, [point["batch_size"]], _workload(point))
+            asked = (candidate.anatomy, own, [point["batch_size"]], _workload(point))
+            predicted = predict(*asked, calibration, profile(candidate))
+            bound = predict(*asked, profile=profile(candidate))
             found.append(
                 {
                     "deployment": name,
@@ -496,7 +532,8 @@ def cross_check(
                     "measured_tpot_s": point["tpot_s"],
                     "predicted_tpot_s": float(predicted["tpot_s"][0]),
                     "error": float(predicted["tpot_s"][0]) / point["tpot_s"] - 1.0,
-                    "upper_bound_tpot_s": float(bound["tpot_s"][0]),
+                    "uncalibrated_tpot_s": float(bound["tpot_s"][0]),
+                    "uncalibrated_error": float(bound["tpot_s"][0]) / point["tpot_s"] - 1.0,
                     "calibrated_on": reference,
                     "in_sample": name == reference,
                 }
@@ -504,13 +541,48 @@ def cross_check(
     return found
 
 
+CROSS_CHECK_SCHEMA = pa.schema(
+    [
+        pa.field("deployment", pa.string(), metadata={"meaning": "deployment that is predicted"}),
+        pa.field("dataset", pa.string()),
+        pa.field("batch_size", pa.int64()),
+        pa.field("measured_tpot_s", pa.float64(), metadata={"unit": "s", "meaning": "as timed"}),
+        pa.field("predicted_tpot_s", pa.float64(), metadata={"unit": "s", "meaning": "by the calibrated roofline"}),
+        pa.field("error", pa.float64(), metadata={"meaning": "predicted / measured - 1"}),
+        pa.field("uncalibrated_tpot_s", pa.float64(), metadata={"unit": "s", "meaning": "by the bare roofline"}),
+        pa.field("uncalibrated_error", pa.float64(), metadata={"meaning": "uncalibrated / measured - 1"}),
+        pa.field("calibrated_on", pa.string(), metadata={"meaning": "deployment that was fitted"}),
+        pa.field("in_sample", pa.bool_(), metadata={"meaning": "true: the fit has seen this point"}),
+    ]
+)
+
+
+def cross_check_in_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How wrong the planner was, in a sentence or two."""
+    if not rows:
+        return "Nothing was measured that the planner could be held against."
+    reference = ", ".join(dict.fromkeys(str(r["calibrated_on"]) for r in rows))
+    other = [abs(r["error"]) for r in rows if not r["in_sample"]]
+    own = [abs(r["error"]) for r in rows if r["in_sample"]]
+    bare = [abs(r["uncalibrated_error"]) for r in rows]
+    parts = [f"Calibrated on {reference} alone, the planner's TPOT is off by {np.median(own):.1%} in the middle there"]
+    if other:
+        unseen = f"{len(other)} points that it had not seen"
+        parts.append(f"by {np.median(other):.1%} (at most {max(other):.1%}) over {unseen}")
+    return (
+        f"{', and '.join(parts)}. Without calibration, the roofline itself is off by {np.median(bare):.1%}: what the "
+        "hardware allows at most, not what an engine reaches."
+    )
+
+
 def calibrate_from(
     deployments: Iterable[Mapping[str, Any]],
     candidates: Mapping[tuple[str, str], Candidate],
     metrics: Iterable[Mapping[str, Any]],
-    hardware: Hardware,
+    speeds: Mapping[str, Speeds | None],
     machines: Mapping[str, Mapping[str, Any]] | None = None,
     reference: str | None = None,
+    profiles: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> tuple[dict[str, Calibration], list[Row]]:
     """Calibrations per hardware from a campaign's measured runs, and how well one deployment predicts the others.
 
@@ -518,8 +590,10 @@ def calibrate_from(
         deployments: rows of the deployment table.
         candidates: (model, precision) → what is counted of it.
         metrics: rows of all deployments' metrics, with ``requests``, ``prompt_tokens`` and ``generated_tokens``.
+        speeds: hardware → what the catalogue says that it can do; None: see ``machines``.
         machines: hardware → what calibration found, where speeds are measured.
         reference: the deployment to calibrate on, where it ran on the hardware; else the first that did.
+        profiles: model → routing profile.
 
     Returns:
         hardware → :class:`Calibration`, and the rows of :func:`cross_check`.
@@ -534,15 +608,129 @@ def calibrate_from(
     found: dict[str, Calibration] = {}
     checks: list[Row] = []
     for (name, devices), measured in groups.items():
-        system = hardware.find(name)
         machine = (machines or {}).get(name)
+
+        def target_of(dtype: str, name: str = name, devices: int = devices, machine: Any = machine) -> Target:
+            return Target.of(name, speeds.get(name), devices, dtype, machine)
+
         chosen = reference if reference in measured else next(iter(measured))
         base, rows = measured[str(chosen)]
-        target = Target.of(system, devices, base.compute_dtype, machine)
         if name not in found or chosen == reference:
-            found[name] = calibrate(base.anatomy, target, rows, f"measured runs of {chosen} on {devices} device(s)")
-        checks += cross_check(measured, system, devices, str(chosen), machine)
+            source = f"measured runs of {chosen} on {devices} device(s)"
+            profile = (profiles or {}).get(base.anatomy.model)
+            found[name] = calibrate(base.anatomy, target_of(base.compute_dtype), rows, source, profile)
+        checks += cross_check(measured, target_of, str(chosen), profiles)
     return found, checks
+
+
+# -- what a campaign measured ----------------------------------------------------------------------------------------
+
+
+def accuracies(cap: str | Path) -> dict[tuple[str, str], float]:
+    """Accuracy per model and precision in a CAP table: the lowest over datasets, which a limit has to hold on each."""
+    found: dict[tuple[str, str], float] = {}
+    for row in read_parquet(cap, ["model", "precision", "accuracy"]).to_pylist():
+        if row["accuracy"] is not None:
+            key = (row["model"], row["precision"])
+            found[key] = min(row["accuracy"], found.get(key, 1.0))
+    return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a campaign measured, as far as the planner learns from it.
+
+    Attributes:
+        deployments: rows of the deployment table.
+        candidates: (model, precision) → what is counted of it.
+        metrics: rows of the deployments' metrics.
+        machines: hardware → what calibration of the machine found.
+        profiles: model → routing profile.
+    """
+
+    deployments: Sequence[Mapping[str, Any]] = ()
+    candidates: Mapping[tuple[str, str], Candidate] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    machines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    profiles: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls,
+        deployments: Sequence[Mapping[str, Any]],
+        anatomies: Iterable[str | Path],
+        metrics: Iterable[str | Path] = (),
+        machines: Iterable[str | Path] = (),
+        analyses: Iterable[str | Path] = (),
+        accuracy: Mapping[tuple[str, str], float] | None = None,
+        compute_dtypes: Mapping[str, str] | None = None,
+        reference: str | None = None,
+    ) -> Measured:
+        """From the files of a results tree.
+
+        Args:
+            analyses: routing analyses, each in a folder named as its deployment; the reference's is taken before others
+                as its model's profile.
+            accuracy: see :func:`accuracies`.
+            compute_dtypes: precision → dtype computed in, where its name does not say so.
+            reference: the deployment to calibrate on.
+        """
+        candidates = {}
+        for path in anatomies:
+            found = Anatomy.from_json(read_json(path))
+            key = (found.model, found.precision)
+            dtype = (compute_dtypes or {}).get(found.precision) or compute_dtype(found.precision)
+            candidates[key] = Candidate(found, dtype, (accuracy or {}).get(key))
+        by_deployment = {Path(path).parent.name: path for path in analyses}
+        profiles: dict[str, Sequence[np.ndarray]] = {}
+        for row in sorted(deployments, key=lambda r: r["deployment"] != reference):
+            name = row["deployment"]
+            if name in by_deployment and row["model"] not in profiles:
+                profile = routing_profile(read_parquet(by_deployment[name]).to_pylist())
+                if profile is not None:
+                    profiles[row["model"]] = profile
+        return cls(
+            deployments,
+            candidates,
+            [row for path in metrics for row in read_parquet(path).to_pylist()],
+            {Path(path).stem: read_json(path) for path in machines},
+            profiles,
+        )
+
+    @classmethod
+    def of_results(cls, folder: str | Path, reference: str | None = None) -> Measured:
+        """From a results folder as the workflow leaves it.
+
+        Raises:
+            MoecapError: there is no CAP table in it.
+        """
+        folder, paths = Path(folder), Paths(str(folder))
+        rows: dict[str, Row] = {}
+        columns = ["deployment", "model", "precision", "hardware", "devices"]
+        for row in read_parquet(paths.cap, columns).to_pylist():
+            rows.setdefault(row["deployment"], row)
+
+        def there(pattern: str, **names: str) -> list[Path]:
+            return [path for path in [Path(fill(getattr(paths, pattern), **names))] if path.is_file()]
+
+        variants = dict.fromkeys((row["model"], row["precision"]) for row in rows.values())
+        return cls.read(
+            list(rows.values()),
+            [path for model, precision in variants for path in there("anatomy", model=model, precision=precision)],
+            [path for name in rows for path in there("metrics", deployment=name)],
+            [path for name in {r["hardware"] for r in rows.values()} for path in there("machine", hardware=name)],
+            [path for name in rows for path in there("routing_analysis", deployment=name)],
+            accuracies(paths.cap),
+            reference=reference,
+        )
+
+    def calibrate(
+        self, speeds: Mapping[str, Speeds | None], reference: str | None = None
+    ) -> tuple[dict[str, Calibration], list[Row]]:
+        """See :func:`calibrate_from`."""
+        return calibrate_from(
+            self.deployments, self.candidates, self.metrics, speeds, self.machines, reference, self.profiles
+        )
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------
@@ -588,6 +776,8 @@ PLAN_SCHEMA = pa.schema(
         _field("usd_per_million_tokens_low", _F, "USD", "Lower end: price and calibration at their best."),
         _field("usd_per_million_tokens_high", _F, "USD", "Upper end: price and calibration at their worst."),
         _field("price_status", _S, "", "Weakest status of the prices."),
+        _field("speed_status", _S, "", "Weakest status of the memory's and the compute's figures; null: measured."),
+        _field("figures_unverified", _B, "", "True: a price, power or speed behind it has no source that was read."),
         _field("accuracy", _F, "1", "Measured or printed accuracy of the model at this precision; null: unknown."),
         _field(
             "upper_bound",
@@ -620,7 +810,7 @@ def plan(
         candidates: models at precisions.
         hardware: the catalogue (or a slice of it); ``systems`` names its entries.
         devices: numbers of devices; those beyond one server are left out.
-        cost: the ``cost`` part of a config (lifetime, region …).
+        cost: the ``cost`` part of a config (lifetime, region …); prices that it gives for own deployments do not apply.
         calibrations: system → how measured runs exceed the roofline there; others are upper bounds.
         machine: what calibration found, for a system whose speeds are measured.
         profiles: model → routing profile (:func:`expected_unique_experts`).
@@ -635,7 +825,8 @@ def plan(
         raise MoecapError("plan: at least one model, hardware entry, number of devices and batch size is needed.")
     if min(devices) < 1:
         raise MoecapError(f"plan: numbers of devices must be at least 1; given: {list(devices)}.")
-    given = settings(cost or {"region": "us-average"}, hardware)
+    terms = {k: v for k, v in (cost or {"region": "us-average"}).items() if k not in ("hardware_usd", "deployments")}
+    given = settings(terms, hardware)
     rows: list[Row] = []
     for name in systems:
         system = hardware.find(name, "plan")
@@ -645,7 +836,7 @@ def plan(
             money = _money(system, number, given, machine)
             for candidate in candidates:
                 profile = (profiles or {}).get(candidate.anatomy.model)
-                target = Target.of(system, number, candidate.compute_dtype, machine)
+                target = Target.of(system.name, system.speeds, number, candidate.compute_dtype, machine)
                 figures = predict(candidate.anatomy, target, batch_sizes, workload, calibration, profile, usable_memory)
                 rows += _plan_rows(candidate, system, target, workload, calibration, money, figures)
     return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
@@ -662,32 +853,37 @@ class _Money:
     power_w: float | None
     seconds: float
     status: str | None
+    sourced: bool
     note: str | None
 
 
 def _money(system: System, devices: int, given: Settings, machine: Mapping[str, Any] | None) -> _Money:
     seconds = given.years * HOURS_PER_YEAR * SECONDS_PER_HOUR * given.utilisation
-    power = system.power(devices, machine).total_w
-    energy = None if power is None else power / 1000 * given.years * HOURS_PER_YEAR * given.pue
+    estimate = system.power(devices, machine)
+    power, statuses = estimate.total_w, [given.electricity_status, estimate.status]
+    idle = system.power(devices, machine, idle=True)
+    idle_w = idle.total_w if given.utilisation < 1 and not idle.unknown else None
+    energy = None
+    if power is not None:
+        energy = energy_kwh(mean_power_w(power, given.utilisation, idle_w), given.years, given.pue)
     try:
         bought = system.purchase(devices, machine)
     except MoecapError:
-        return _Money(None, None, None, None, power, seconds, None, "no price is known")
+        return _Money(None, None, None, None, power, seconds, None, False, "no price is known")
     if not bought.complete:  # a sum without one of its parts would win every comparison
-        return _Money(None, None, None, None, power, seconds, None, f"no price for {', '.join(bought.unpriced)}")
-    price, rate = bought.total, given.usd_per_kwh
+        note = f"no price for {', '.join(bought.unpriced)}"
+        return _Money(None, None, None, None, power, seconds, None, False, note)
+    price, status = bought.total, bought.status
+    sourced = all(s in SOURCED for s in [*statuses, status])
     if energy is None:
-        return _Money(None, None, None, price.value, None, seconds, bought.status, "no power is known")
-    return _Money(
-        price.value + energy * rate.value,
-        price.low + energy * rate.low,
-        price.high + energy * rate.high,
-        price.value,
-        power,
-        seconds,
-        bought.status,
-        None,
-    )
+        return _Money(None, None, None, price.value, None, seconds, status, sourced, "no power is known")
+    rate = given.usd_per_kwh
+    low, middle, high = (p + energy * r for p, r in zip(_ends(price), _ends(rate), strict=True))
+    return _Money(middle, low, high, price.value, power, seconds, status, sourced, None)
+
+
+def _ends(of: Range) -> tuple[float, float, float]:
+    return of.low, of.value, of.high
 
 
 def _plan_rows(
@@ -706,6 +902,7 @@ def _plan_rows(
     elif devices > 1 and target.link == "pcie":
         notes.append("devices talk over PCIe")
     spread = 1.96 * calibration.decode.spread
+    speed = system.speed_status(candidate.compute_dtype)
     rows = []
     for i, batch in enumerate(figures["batch_size"]):
         rate, tpot = float(figures["output_tokens_per_s"][i]), float(figures["tpot_s"][i])
@@ -758,6 +955,8 @@ def _plan_rows(
                 "usd_per_million_tokens_low": per_million(money.usd_low, 1 / (1 + spread)),
                 "usd_per_million_tokens_high": per_million(money.usd_high, 1 + spread),
                 "price_status": money.status,
+                "speed_status": speed,
+                "figures_unverified": not money.sourced or (speed is not None and speed not in SOURCED),
                 "accuracy": candidate.accuracy,
                 "upper_bound": calibration.upper_bound,
                 "calibration": calibration.source,
@@ -845,3 +1044,52 @@ def answer(
         "mbu_extra_usd": None if buy is None or dense is None else dense["hardware_usd"] - buy["hardware_usd"],
         "largest_batch": list(largest.values()),
     }
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """What :func:`answer` found (and ``required_bytes_per_s``, ``cross_check``, where they are there), for a reader."""
+    lines = [
+        f"{found['points']:,} points, {found['feasible']:,} can be served, {found['meeting']:,} meet the limits"
+        + (" (upper bounds wherever nothing was measured)" if found["upper_bound"] else ""),
+        "",
+    ]
+    for key, title in (
+        ("cheapest_per_token", "cheapest per token"),
+        ("cheapest_to_buy", "cheapest to buy"),
+        ("mbu", "MBU-thinking would buy"),
+    ):
+        lines.append(f"{title:24} {'none' if found[key] is None else _row_in_words(found[key])}")
+    if found["mbu_extra_usd"]:
+        lines.append(f"{'':24} {found['mbu_extra_usd']:,.0f} USD more")
+    chosen = [found[key] for key in ("cheapest_per_token", "cheapest_to_buy") if found[key] is not None]
+    keys = ("model", "precision", "hardware", "devices")
+    for row in found["largest_batch"]:
+        if any(all(row[k] == c[k] for k in keys) for c in chosen):
+            fits, in_time = row["largest_batch"], row["largest_batch_in_time"]
+            lines.append(
+                f"{'largest batch':24} {row['devices']} x {row['hardware']}: {row['model']} {row['precision']}, "
+                f"{'no limit' if fits is None else f'{fits:,.0f}'} fit in memory, {in_time} is the largest planned one "
+                "within the limits"
+            )
+    for need in found.get("required_bytes_per_s", []):
+        lines.append(
+            f"{need['model']} {need['precision']} at batch {need['batch_size']} needs {need['s_mbu'] / 1e12:,.3g} TB/s "
+            f"by S-MBU, {need['mbu'] / 1e12:,.3g} TB/s by MBU"
+        )
+    if found.get("cross_check"):
+        lines += ["", found["cross_check"]]
+    return "\n".join(lines)
+
+
+def _row_in_words(row: Mapping[str, Any]) -> str:
+    bound = "upper bound" if row["upper_bound"] else f"calibrated on {row['calibration']}"
+    unsure = ", rests on unverified figures" if row["figures_unverified"] else ""
+    low, high = row["usd_per_million_tokens_low"], row["usd_per_million_tokens_high"]
+    between = f" ({low:,.3g} to {high:,.3g})" if low is not None and high > low else ""
+    return (
+        f"{row['devices']} x {row['hardware']}: {row['model']} {row['precision']}, batch {row['batch_size']}, "
+        f"TPOT {row['tpot_s'] * 1e3:,.3g} ms, TTFT {row['ttft_s'] * 1e3:,.3g} ms, "
+        f"{row['output_tokens_per_s']:,.0f} token/s, {row['hardware_usd']:,.0f} USD, "
+        f"{row['usd_per_million_tokens']:,.3g} USD per 10⁶ tokens{between}; "
+        f"prices {row['price_status']}{unsure}; {bound}"
+    )

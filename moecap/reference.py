@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -38,9 +39,12 @@ def _table(model: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             lines += _table(annotation, f"{key}.")
             continue
+        inner = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
         default = "" if field.is_required() else field.get_default(call_default_factory=True)
         shown = json.dumps(default, default=str) if default != "" else "**required**"
         lines.append(f"| `{key}` | `{shown}` | {field.description or ''} |".replace("`**required**`", "**required**"))
+        if get_origin(annotation) is UnionType and inner:  # a part that may be left out as a whole
+            lines += _table(inner[0], f"{key}.")
     return lines
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,8 @@ def findings(rows: Sequence[Row], reference: str | None) -> list[tuple[str, list
         found.append(("MBU and S-MBU", overestimates))
     if notions := _differing(rows):
         found.append(("Two notions of cost", notions))
+    if alone := _gpus_alone(rows):
+        found.append(("Costing the GPUs alone", alone))
     return found
 
 
@@ -248,6 +250,24 @@ def _differing(rows: Sequence[Row]) -> list[str]:
     ]
     more = f"; {len(found) - len(shown)} more are in the leaderboard" if len(found) > len(shown) else ""
     return [f"The class depends on which cost is meant: {'; '.join(shown)}{more}."] if found else []
+
+
+def _gpus_alone(rows: Sequence[Row]) -> list[str]:
+    """How far costing by GPUs alone is off, where it is off the most: the paper's objection in its section 5."""
+    have = [r for r in rows if r["gpu_only_error"] is not None]
+    if not have:
+        return []
+    worst = max(have, key=lambda r: abs(r["gpu_only_error"]))
+    parts = [
+        f"{what} {signed(100 * worst[column])}%"
+        for column, what in (("gpu_only_purchase_error", "purchase"), ("gpu_only_energy_error", "power"))
+        if worst[column]
+    ]
+    detail = f" ({', '.join(parts)})" if parts else ""
+    return [
+        f"Without processors, memory and board, the cost per token of {worst['deployment']} would be off by "
+        f"{signed(100 * worst['gpu_only_error'])}%{detail}; the cost table says it for every point."
+    ]
 
 
 def _at_common_batch(rows: Sequence[Row], reference: str | None) -> tuple[list[Row], int | None]:
@@ -455,6 +475,18 @@ def _price_cell(row: Row) -> Cell:
     return Cell(status, status, note, badge="good" if sure else "warn", kind="text")
 
 
+def _money(row: Row, column: str) -> Cell:
+    """An amount with its interval, and a mark where it rests on a price without a source that was read."""
+    cell = _interval(row, column, dollars)
+    of = ("price_status",) if column == "hardware_usd" else ("price_status", "electricity_status")
+    weak = [row[c] for c in of if row[c] and row[c] not in GOOD_PRICES]
+    if not weak and row["figures_unverified"] and column != "hardware_usd":
+        weak = ["unverified"]
+    if row[column] is None or not weak:
+        return cell
+    return replace(cell, note="; ".join(filter(None, [cell.note, f"prices: {', '.join(dict.fromkeys(weak))}"])))
+
+
 def _identity(row: Row, *columns: str) -> list[Cell]:
     return [_cell(row[c], kind="number" if c in ("batch_size", "devices") else "text") for c in columns]
 
@@ -492,8 +524,8 @@ def leaderboard(rows: Sequence[Row]) -> View:
             _cell(r["accuracy"], percent, _plus_minus(r), kind="number"),
             _interval(r, "output_tokens_per_s", number),
             _interval(r, "tpot_s", seconds),
-            _interval(r, "usd_per_million_tokens", dollars),
-            _interval(r, "hardware_usd", dollars),
+            _money(r, "usd_per_million_tokens"),
+            _money(r, "hardware_usd"),
             _interval(r, "decode_s_mbu", percent),
             _interval(r, "decode_s_mfu", percent),
             _cell(r["cap_class"], note=_differing_class(r), kind="text"),
@@ -643,13 +675,28 @@ def bytes_table(rows: Sequence[Row]) -> View | None:
     return View("bytes-table", heads, body, "Mean bytes read per decode step, KV cache included.")
 
 
+#: Further ways to say a cost, shown where there is any: column → (heading, unit).
+MORE_COSTS = {
+    "usd_per_million_input_tokens": ("input", "$ per 10⁶ prompt tokens"),
+    "usd_per_million_output_tokens": ("output", "$ per 10⁶ generated tokens, decode alone"),
+    "rental_usd_per_million_tokens": ("rented", "$ per 10⁶ tokens"),
+    "spot_usd_per_million_tokens": ("spot", "$ per 10⁶ tokens"),
+    "elastic_usd_per_million_tokens": ("elastic", "$ per 10⁶ tokens"),
+    "serverless_usd_per_million_tokens": ("serverless", "$ per 10⁶ tokens"),
+    "api_usd_per_million_output_tokens": ("others' API", "$ per 10⁶ generated tokens"),
+    "evaluation_usd": ("the evaluation", "$"),
+}
+
+
 def cost_table(rows: Sequence[Row]) -> View:
     """Purchase, energy and cost per token of every point, with what the prices rest on."""
+    more = {c: head for c, head in MORE_COSTS.items() if any(r[c] is not None for r in rows)}
     heads = [
         *_text_heads("deployment", "dataset", "batch_size"),
         _head("hardware_usd", "to buy", "$", first="ascending"),
         _head("energy_usd", "energy", "$ over the lifetime", first="ascending"),
         _head("usd_per_million_tokens", "cost", "$ per 10⁶ tokens", first="ascending"),
+        *(_head(c, text, unit, first="ascending") for c, (text, unit) in more.items()),
         _head("tokens_per_usd", "tokens per $"),
         _head("tokens_per_kwh", "tokens per kWh"),
         _head("power_w", "power", "W", first="ascending"),
@@ -664,11 +711,12 @@ def cost_table(rows: Sequence[Row]) -> View:
             _interval(r, "hardware_usd", dollars),
             _interval(r, "energy_usd", dollars),
             _interval(r, "usd_per_million_tokens", dollars),
+            *(_interval(r, c, dollars) for c in more),
             _interval(r, "tokens_per_usd", number),
             _interval(r, "tokens_per_kwh", number),
             _interval(r, "power_w", number),
             _source_cell(r["energy_source"]),
-            _cell(r["gpu_only_error"], lambda v: f"{signed(100 * v)}%", kind="number"),
+            _interval(r, "gpu_only_error", lambda v: f"{signed(100 * v)}%"),
             _price_cell(r),
             _cell(r["price_source"], note=_price_note(r)),
         ]
@@ -686,6 +734,10 @@ def _price_note(row: Row) -> str:
         parts.append(f"electricity: {row['electricity_status']}")
     if row["price_notes"]:
         parts.append(row["price_notes"])
+    if row["rental_source"]:
+        parts.append(f"rent: {row['rental_source']}")
+    if row["api_source"]:
+        parts.append(f"others' API: {row['api_source']}")
     return "; ".join(parts)
 
 
@@ -1076,8 +1128,8 @@ def read_inputs(
         failures: folder of failure records.
         routing: routing analyses; the deployment is the name of the folder that holds the file.
         samples: ``….samples.parquet`` of accuracy runs, named ``{model}/{precision}/{engine}/{dataset}-{hash}``.
-        tables: ``title``, ``note`` and ``path`` of further Parquet tables, and optionally which ``columns`` to show;
-            those that do not exist are left out.
+        tables: ``title``, ``note`` (else the one in its metadata) and ``path`` of further Parquet tables, and which
+            ``columns`` to show, if not all; those that do not exist are left out.
     """
     table = read_parquet(cap)
     rows = table.select(SCOPE).to_pylist()
@@ -1097,12 +1149,19 @@ def read_inputs(
         samples=[(_sample_label(Path(p)), read_parquet(p).to_pylist()) for p in samples],
         failures=failed,
         tables=[
-            ExtraTable(t["title"], read_parquet(t["path"], t.get("columns")).to_pylist(), t.get("note", ""))
+            ExtraTable(
+                t["title"], read_parquet(t["path"], t.get("columns")).to_pylist(), t.get("note") or _note(t["path"])
+            )
             for t in tables
             if Path(t["path"]).exists()
         ],
         title=title,
     )
+
+
+def _note(path: str | Path) -> str:
+    """What a table says of itself in words, in its metadata."""
+    return str(read_metadata(path).get("note") or "")
 
 
 def _sample_label(path: Path) -> dict[str, str]:

@@ -57,6 +57,7 @@ rule report:
         machines=campaign.machine_files(),
         samples=campaign.sample_files(),
         measured_bytes=campaign.measured_bytes_files(),
+        cross_check=campaign.cross_check_files(),
     output:
         report=report(
             report_paths.report, caption="../report/report.rst", category="Report"

