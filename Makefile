@@ -62,6 +62,7 @@ validate: ## bytes, S-MBU and the replay held against measurements, into docs/va
 bench: ## the performance figures of the project itself, into results/bench.json
 	@envs/setup.sh dev
 	@$(BIN)/python scripts/bench_scale.py --output results/bench.json
+	@$(BIN)/python scripts/bench_plan.py --output results/bench.json
 
 env: ## the engine build of this site: make env ENGINE=cpu|cuda|rocm
 	@envs/setup.sh $(ENGINE) quantize
