@@ -146,14 +146,17 @@ def test_bytes_are_measured_of_bf16_models_that_the_workflow_trains_unless_asked
         + "f,olmoe-1b-7b,bf16,vllm-cpu,this-machine,1,arithmetic,1\n"
     )
 
+    given = {"deployments": "table.csv", "cost": {"region": "us-average"}}
+
     def measured(**config: str) -> list[str]:
-        return Campaign({"deployments": "table.csv", **config}).measured_bytes_files()
+        return Campaign({**given, **config}).measured_bytes_files()
 
     assert measured() == ["results/bytes/demo-moe/bf16.parquet"]
     assert measured(measured_bytes="all") == [*measured(), "results/bytes/olmoe-1b-7b/bf16.parquet"]
     assert measured(measured_bytes="none") == []
     assert "measured_bytes" in refused({"measured_bytes": "some"})
-    (table,) = Campaign({"deployments": "table.csv"}).report_params()["tables"]
+    table, planner = Campaign(given).report_params()["tables"]
+    assert planner["path"] == "results/planner/cross_check.parquet"
     assert table["path"] == measured()[0]
     pytest.importorskip("torch")
     from moecap.byte_check import SCHEMA
