@@ -208,7 +208,7 @@ def test_shipped_configs_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_papers_rows_are_all_in_the_rerun() -> None:
-    """Every printed row, but for Arena-Hard: same model, precision, number of GPUs, offload and, where printed, batch."""
+    """Every printed row, but for Arena-Hard: same model, precision, GPUs, offload and, where printed, batch size."""
     rerun = {
         (row.model, row.precision.split("-")[0], row.devices, row.offload): row
         for row in read_deployments(ROOT / "config/paper-rerun.csv")
