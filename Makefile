@@ -65,6 +65,7 @@ bench: ## the performance figures of the project itself, into results/bench.json
 	@envs/setup.sh dev
 	@$(BIN)/python scripts/bench_scale.py --output results/bench.json
 	@$(BIN)/python scripts/bench_plan.py --output results/bench.json
+	@$(BIN)/python scripts/bench_dryrun.py --output results/bench.json
 
 env: ## the engine build of this site: make env ENGINE=cpu|cuda|rocm
 	@envs/setup.sh $(ENGINE) quantize

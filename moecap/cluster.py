@@ -8,7 +8,8 @@ the deployment's devices hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from moecap.errors import MoecapError
 from moecap.hardware import Cpu, System
 from moecap.io import read_json
 from moecap.paths import fill
-from moecap.site import SLURM_LOGS, Estimate, Need, Site, earlier_failures, estimate, load_site, resources
+from moecap.site import SLURM_LOGS, UNASKED, Estimate, Need, Site, earlier_failures, estimate, load_site, resources
 from moecap.stored import SCHEMES
 
 # Embeddings, norms, routers and the head stay in 16 bits; they are a few per cent of what is listed here.
@@ -138,31 +139,54 @@ class Cluster:
 
     # -- before anything is spent -----------------------------------------------------------------------------------
 
-    def pending(self) -> Iterable[tuple[str, dict[str, str]]]:
+    @cached_property
+    def jobs(self) -> list[tuple[str, dict[str, str], str]]:
+        """(rule, wildcards, one of its outputs) of every job that may run elsewhere than where snakemake started."""
+        campaign, paths = self.campaign, self.campaign.paths
+        found: list[tuple[str, dict[str, str], str]] = []
+
+        def add(rule: str, pattern: str, **wildcards: str) -> None:
+            found.append((rule, wildcards, fill(pattern, **wildcards)))
+
+        for (model, precision), rule in campaign.variants.items():
+            manifest = fill(paths.manifest, model=model, precision=precision)
+            found.append((rule, {"variant": f"{model}/{precision}"}, manifest))
+        for hardware in campaign.hardware_in_use:
+            add("calibrate", paths.machine, hardware=hardware)
+        for _, wildcards in campaign.accuracy_jobs():
+            add("evaluate", paths.accuracy, **wildcards)
+        for model, precision in dict.fromkeys((r.model, r.precision) for r in campaign.deployments.values()):
+            add("replay", paths.routing, model=model, precision=precision)
+        for model, precision in campaign.measured_bytes_variants:
+            add("measure_bytes", paths.measured_bytes, model=model, precision=precision)
+        for rule, pattern in (("measure", paths.points), ("metrics", paths.metrics), ("cost", paths.cost)):
+            for name in campaign.deployments:
+                add(rule, pattern, deployment=name)
+        return found
+
+    def shared(self, rule: str) -> tuple[dict[str, int | str], set[str]]:
+        """What all jobs of a rule ask for alike, and the resources in which they differ or grow on a retry.
+
+        Snakemake evaluates what differs job by job, which is most of a dry-run's time where there are thousands.
+        """
+        asked = []
+        for job_rule, wildcards, _ in self.jobs:
+            if job_rule == rule:
+                with contextlib.suppress(
+                    MoecapError
+                ):  # said when the job is planned, if it is sent to a cluster at all
+                    asked.append(self.resources(rule, wildcards))
+        keys = {key for found in asked for key in found}
+        differ = {key for key in keys if len({found.get(key) for found in asked}) > 1}
+        alike = {key: asked[0][key] for key in keys - differ if key not in UNASKED}
+        return alike, differ | set(UNASKED)
+
+    def pending(self) -> Iterator[tuple[str, dict[str, str]]]:
         """(rule, wildcards) of the jobs whose output is not there: what a first run would start.
 
         Rough: a change that reruns a job although its output exists is seen by Snakemake's own dry-run only.
         """
-        campaign, paths = self.campaign, self.campaign.paths
-        for (model, precision), rule in campaign.variants.items():
-            if not Path(fill(paths.manifest, model=model, precision=precision)).exists():
-                yield rule, {"variant": f"{model}/{precision}"}
-        for hardware in campaign.hardware_in_use:
-            if not Path(fill(paths.machine, hardware=hardware)).exists():
-                yield "calibrate", {"hardware": hardware}
-        for file, wildcards in campaign.accuracy_jobs():
-            if not Path(file).exists():
-                yield "evaluate", wildcards
-        for model, precision in dict.fromkeys((r.model, r.precision) for r in campaign.deployments.values()):
-            if not Path(fill(paths.routing, model=model, precision=precision)).exists():
-                yield "replay", {"model": model, "precision": precision}
-        for model, precision in campaign.measured_bytes_variants:
-            if not Path(fill(paths.measured_bytes, model=model, precision=precision)).exists():
-                yield "measure_bytes", {"model": model, "precision": precision}
-        for rule, pattern in (("measure", paths.points), ("metrics", paths.metrics), ("cost", paths.cost)):
-            for name in campaign.deployments:
-                if not Path(fill(pattern, deployment=name)).exists():
-                    yield rule, {"deployment": name}
+        return ((rule, wildcards) for rule, wildcards, output in self.jobs if not Path(output).exists())
 
     def estimate(self) -> Estimate | None:
         """Jobs per stage, GPU-hours, dollars and disk of what is not there yet; None when everything is."""

@@ -1,4 +1,5 @@
 # Input functions and small helpers that the rules name. What they compute lies in the library.
+import inspect
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ from moecap.errors import MoecapError
 from moecap.failures import RUN, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
-from moecap.site import RESOURCES, UNASKED, local_rules, shell_prefix
+from moecap.site import UNASKED, local_rules, shell_prefix
 
 # The jobs of this run know each other by it, also on a cluster's nodes: what failed for good is not tried again.
 os.environ.setdefault(RUN, f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}")
@@ -61,7 +62,7 @@ def end_run():
 
 
 def asked(rule):
-    """The resources of a rule: what its jobs ask of a cluster (those of UNASKED where they run here), their attempt."""
+    """The resources of a rule: what its jobs ask of a cluster (those of UNASKED where they run here)."""
 
     def resource(key):
         def value(wildcards, attempt):
@@ -73,11 +74,14 @@ def asked(rule):
                 found = {}  # this machine is not what the site describes
             return found.get(key, UNASKED.get(key))
 
+        # Snakemake looks at it for every job anew: half of a large dry-run's time where it has to be worked out.
+        value.__signature__ = inspect.signature(value)
         return value
 
+    alike, differ = cluster.shared(rule)
     return {
-        "attempt": lambda wildcards, attempt: attempt,
-        **{key: resource(key) for key in RESOURCES},
+        **alike,
+        **{key: resource(key) for key in differ},
     }
 
 
