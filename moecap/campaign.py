@@ -82,6 +82,8 @@ class Campaign:
             self.deployments[name] = self._check_row(row, where)
         if config.published is not None:
             self.catalogue.hardware.find(config.published.hardware, f"{self.source}: `published.hardware`")
+            for host in config.published.hosts:
+                self.catalogue.hardware.find(host, f"{self.source}: `published.hosts`")
         known_ids = [row["deployment"] for row in self._rows()]
         for reference in filter(None, [config.cap.reference, *config.cap.references.values()]):
             if reference not in known_ids:
@@ -509,6 +511,16 @@ class Campaign:
     def published_cost_params(self) -> dict[str, Any]:
         return {"deployments": self.published_rows, **self._cost_params(self.published_rows)}
 
+    def published_hosts_files(self) -> list[str]:
+        """What the GPUs alone are of the cost of the config's `published.hosts`; nothing where there are none."""
+        return self.published_files("hosts") if self.config.published and self.config.published.hosts else []
+
+    def published_hosts_params(self) -> dict[str, Any]:
+        names = list(self.config.published.hosts) if self.config.published else []
+        terms = self.config.cost.model_dump(mode="json", exclude_none=True, exclude={"deployments", "hardware_usd"})
+        regions = [terms["region"]] if terms.get("region") and "usd_per_kwh" not in terms else []
+        return {"names": names, "hardware": self.catalogue.hardware.slice(names, regions), "settings": terms}
+
     def _rows(self) -> list[dict[str, Any]]:
         return [*(row.model_dump(mode="json") for row in self.deployments.values()), *self.published_rows]
 
@@ -581,6 +593,17 @@ class Campaign:
                 "columns": REPLAY_COLUMNS,
             }
         )
+        tables += [
+            {
+                "title": "What costing the GPUs alone would miss",
+                "note": "Of full servers: the GPUs' own price and power against those of the whole, processors, memory "
+                "and board included. A negative error is how much too cheap the GPUs alone look. Prices and powers are "
+                "the catalogue's. A power that nobody says is null; the lifetime then has the GPUs' energy on both "
+                "sides.",
+                "path": path,
+            }
+            for path in self.published_hosts_files()
+        ]
         return {"reference": self.config.cap.reference, "failures": self.failures, "tables": tables}
 
     def archive_params(self) -> dict[str, Any]:

@@ -194,6 +194,9 @@ class Published(Strict):
 
     tables: str = Field(description="folder with table*.csv")
     hardware: Name = Field(description="hardware entry that the figures were measured on")
+    hosts: tuple[Name, ...] = Field(
+        default=(), description="hardware entries of which the report says what costing their GPUs alone would miss"
+    )
 
 
 class Config(Strict):

@@ -403,7 +403,7 @@ def deployment_cost(
     if purchase is None:
         purchase = system.purchase(devices, machine) if given.hardware_usd is None else Purchase.unknown("given")
     bought = purchase
-    total, gpu_usd = (bought.total, bought.components.get("gpu")) if bought.known else (None, None)
+    total, gpu_usd = (bought.total, system.gpus_usd(devices, bought)) if bought.known else (None, None)
     if given.hardware_usd is not None:
         total, gpu_usd = Range(given.hardware_usd, given.hardware_usd, given.hardware_usd), None
     estimate = system.power(devices, machine)
@@ -600,6 +600,9 @@ def _bought(x: _Values, kwh: Values, energy_usd: Values, given: Settings, served
     hourly = found["usd_per_hour"] = run_usd(x.hardware_usd, energy_usd, given.years, 3600.0, given.utilisation)
     if served.wall_s is not None:
         found["run_usd"] = hourly * served.wall_s / SECONDS_PER_HOUR
+    if x.gpu_usd is not None and x.gpu_w is not None:  # the paper's first objection to costing by GPUs alone
+        alone = x.gpu_usd + energy_kwh(x.gpu_w, given.years, given.pue) * x.usd_per_kwh
+        found["gpu_only_error"] = alone / np.where(whole > 0, whole, np.nan) - 1.0
     if x.tokens_per_s is None:
         return found
     per_token = usd_per_token(x.hardware_usd, kwh, x.usd_per_kwh, x.tokens_per_s, given.years, given.utilisation)
@@ -610,11 +613,8 @@ def _bought(x: _Values, kwh: Values, energy_usd: Values, given: Settings, served
         found["usd_per_million_input_tokens"], found["usd_per_million_output_tokens"] = split_usd_per_million_tokens(
             hourly, served.prefill_share, inputs_per_s, x.tokens_per_s
         )
-    if x.gpu_usd is not None and x.gpu_w is not None:  # the paper's first objection to costing by GPUs alone
-        energy = energy_kwh(x.gpu_w, given.years, given.pue)
-        alone = usd_per_token(x.gpu_usd, energy, x.usd_per_kwh, x.tokens_per_s, given.years, given.utilisation)
-        found["gpu_only_usd_per_million_tokens"] = alone * 1e6
-        found["gpu_only_error"] = alone / np.where(per_token > 0, per_token, np.nan) - 1.0
+    if "gpu_only_error" in found:
+        found["gpu_only_usd_per_million_tokens"] = per_token * 1e6 * (1.0 + found["gpu_only_error"])
     return found
 
 
@@ -983,3 +983,54 @@ def prefill_time_share(point: Mapping[str, Any]) -> float | None:
     decoded = (generated or 0) - (requests or 0)  # the first token of a request comes out of its prefill
     decode_s = decoded / decode_rate if decode_rate and decoded > 0 else 0.0
     return prompt / prefill_rate / (prompt / prefill_rate + decode_s)
+
+
+HOSTS_SCHEMA = pa.schema(
+    [
+        pa.field("hardware", _S, metadata={"meaning": "Entry of the hardware catalogue."}),
+        pa.field("gpu", _S, metadata={"meaning": "Its GPU."}),
+        pa.field("devices", pa.int64(), metadata={"unit": "1", "meaning": "GPUs of a full server."}),
+        pa.field("whole_usd", _F, metadata={"unit": "USD", "meaning": "Price of the server."}),
+        pa.field("gpus_usd", _F, metadata={"unit": "USD", "meaning": "Price of its GPUs alone."}),
+        pa.field("purchase_error", _F, metadata={"unit": "1", "meaning": "GPUs' price / whole price - 1."}),
+        pa.field("whole_w", _F, metadata={"unit": "W", "meaning": "Power of the server; null: of GPUs only."}),
+        pa.field("gpus_w", _F, metadata={"unit": "W", "meaning": "Power of its GPUs alone."}),
+        pa.field("power_error", _F, metadata={"unit": "1", "meaning": "GPUs' power / whole power - 1."}),
+        pa.field("lifetime_error", _F, metadata={"unit": "1", "meaning": "The same of purchase and energy together."}),
+        pa.field("price_status", _S, metadata={"meaning": "Weakest status of the prices."}),
+        pa.field("covers", _S, metadata={"meaning": "What the power covers."}),
+    ]
+)
+
+
+def hosts_table(hardware: Hardware, names: Iterable[str], cost: Mapping[str, Any]) -> pa.Table:
+    """How far costing the GPUs alone would be off, for full servers of the catalogue: ``HOSTS_SCHEMA``.
+
+    Raises:
+        MoecapError: unknown hardware, or one without a price.
+    """
+    given = settings(cost, hardware)
+    rows = []
+    for name in names:
+        system = hardware.find(name)
+        devices = system.server.slots if system.server else 1
+        row = deployment_cost(system, devices, None, given)
+        gpus = system.gpus_usd(devices, system.purchase(devices))
+        alone = row["power_covers"] == "gpu"
+        rows.append(
+            {
+                "hardware": name,
+                "gpu": system.gpu_name,
+                "devices": devices,
+                "whole_usd": row["hardware_usd"],
+                "gpus_usd": None if gpus is None else gpus.value,
+                "purchase_error": row["gpu_only_purchase_error"],
+                "whole_w": None if alone else row["power_w"],
+                "gpus_w": row["estimated_gpu_w"],
+                "power_error": None if alone else row["gpu_only_energy_error"],
+                "lifetime_error": row["gpu_only_error"],
+                "price_status": row["price_status"],
+                "covers": row["power_covers"],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=HOSTS_SCHEMA)

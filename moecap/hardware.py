@@ -667,6 +667,13 @@ class System:
             found, tuple(unpriced), weakest([*composed, *(p.status for p in prices)]), sources, tuple(notes)
         )
 
+    def gpus_usd(self, devices: int, bought: Purchase) -> Range | None:
+        """What the GPUs alone cost: as counted in the whole, else by their own entry's price; None: not known."""
+        counted = bought.components.get("gpu")
+        if counted is not None or self.gpu is None or self.gpu.price is None or self.gpu.whole_system:
+            return counted
+        return self.gpu.price.usd() * devices
+
     def _servers(self, devices: int) -> float:
         """Servers bought: whole ones, or for a bare GPU the share of a host that its slots make."""
         if self.server is None:

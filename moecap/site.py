@@ -82,7 +82,18 @@ STAGES: dict[str, Stage] = {
     "cost": Stage("cpu"),
     **{
         rule: Stage("local")
-        for rule in ("demo_data", "anatomy", "cap", "charts", "report", "plan", "cross_check", "archive", "compare")
+        for rule in (
+            "demo_data",
+            "anatomy",
+            "cap",
+            "charts",
+            "report",
+            "plan",
+            "cross_check",
+            "published_hosts",
+            "archive",
+            "compare",
+        )
     },
 }
 # After these classes of failure a job asks for twice as much of what it lacked.

@@ -35,3 +35,20 @@ rule published_cost:
         code=code("cost.py"),
     script:
         "../scripts/cost.py"
+
+
+# The servers that the paper argues with in its section 5: what the GPUs alone are of their cost.
+rule published_hosts:
+    output:
+        hosts=fill(paths.published, stage="hosts"),
+    log:
+        log_of("published_hosts"),
+    benchmark:
+        benchmark_of("published_hosts")
+    conda:
+        "../envs/core.yaml"
+    params:
+        hosts=campaign.published_hosts_params(),
+        code=code("hosts.py"),
+    script:
+        "../scripts/hosts.py"

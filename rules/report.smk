@@ -58,6 +58,7 @@ rule report:
         samples=campaign.sample_files(),
         measured_bytes=campaign.measured_bytes_files(),
         cross_check=campaign.cross_check_files(),
+        hosts=campaign.published_hosts_files(),
     output:
         report=report(
             report_paths.report, caption="../report/report.rst", category="Report"

@@ -223,3 +223,37 @@ def test_a_price_shared_by_a_machine_does_not_tell_its_deployments_apart():
     price = {"hardware": "m", "devices": 1, "hardware_usd": 100, "hardware_usd_low": 20, "hardware_usd_high": 500}
     rows = [_point("cheap", 1.0, 0.9, 100, **price), _point("dear", 1.1, 0.8, 90, **price)]
     assert cap.pareto_frequency(rows) == [1.0, 0.0]
+
+
+def test_cost_of_an_evaluation_is_that_of_as_many_requests() -> None:
+    key = {"deployment": "d", "dataset": "x", "batch_size": 4}
+    metrics = [{**key, "output_tokens_per_s": 10.0, "requests": 12}]
+    cost = [{**key, "run_usd": 0.6, "run_usd_low": 0.5, "run_usd_high": 0.9}]
+    accuracy = [{"deployment": "d", "dataset": "x", "accuracy": 0.5, "accuracy_n": 200}]
+    deployment = {"deployment": "d", "model": "m", "precision": "bf16"}
+    tables = [pa.Table.from_pylist(rows) for rows in (metrics, accuracy, cost)]
+    (row,) = cap.cap_table([deployment], *tables).to_pylist()
+    assert row["evaluation_usd"] == pytest.approx(10.0)
+    assert (row["evaluation_usd_low"], row["evaluation_usd_high"]) == (pytest.approx(25 / 3), pytest.approx(15.0))
+    (row,) = cap.cap_table([deployment], tables[0], [], tables[2]).to_pylist()
+    assert row["evaluation_usd"] is None
+
+
+def test_a_price_range_moves_only_the_purchase_in_the_frontier() -> None:
+    def row(name: str, usd: float, **more: float) -> dict:
+        return {
+            "deployment": name,
+            "hardware": name,
+            "dataset": "x",
+            "batch_size": 1,
+            "accuracy": 0.5,
+            "output_tokens_per_s": 10.0,
+            "usd_per_million_tokens": usd,
+            "hardware_usd": 100.0,
+            **more,
+        }
+
+    wide = {"hardware_usd_low": 50.0, "hardware_usd_high": 200.0}
+    bought, powered = ({**wide, "capital_share": share} for share in (1.0, 0.01))
+    assert 0.1 < cap.pareto_frequency([row("a", 1.0), row("b", 1.1, **bought)])[1] < 0.9
+    assert cap.pareto_frequency([row("a", 1.0), row("b", 1.1, **powered)])[1] == 0.0

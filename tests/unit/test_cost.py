@@ -100,6 +100,36 @@ def test_gpu_only_costing_error_of_the_papers_offloading_server(catalogue: Hardw
     assert row["gpu_only_error"] < -0.5
 
 
+def test_costing_gpus_alone_in_the_papers_two_use_cases(catalogue: Hardware) -> None:
+    names = ["paper-8xa100-176k", "paper-8xa100-156k", "paper-offload"]
+    table = cost.hosts_table(catalogue, names, GIVEN)
+    assert table.schema == cost.HOSTS_SCHEMA
+    whole, lean, offload = table.to_pylist()
+    # eight A100 by their own list price, 15,000 to 20,000 USD each, in servers that are priced whole
+    assert whole["purchase_error"] == pytest.approx(8 * 17_500 / 176_000 - 1)
+    assert lean["purchase_error"] == pytest.approx(8 * 17_500 / 156_000 - 1)
+    assert whole["power_error"] is None and whole["whole_w"] is None  # nobody says what those servers draw
+    assert offload["power_error"] == pytest.approx(300 / (300 + 280 + 192) - 1)
+    energy, gpus = ((7400 + 12_000, 772), (7400, 300))
+    life = [usd + watts / 1000 * 3 * 8766 * 0.1 for usd, watts in (energy, gpus)]
+    assert offload["lifetime_error"] == pytest.approx(life[1] / life[0] - 1)
+
+
+def test_weights_that_are_offloaded_lie_on_something_that_costs(catalogue: Hardware) -> None:
+    def notes(hardware: str, offload: str) -> tuple[str, bool]:
+        metrics = [{"deployment": "d", "dataset": "x", "batch_size": 1, "output_tokens_per_s": 1.0}]
+        deployment = {"deployment": "d", "hardware": hardware, "devices": 1, "offload": offload}
+        row = cost.cost_table(metrics, [deployment], catalogue, GIVEN, MACHINE).to_pylist()[0]
+        return row["price_notes"] or "", row["price_complete"]
+
+    assert "DRAM" not in notes("paper-offload", "dram")[0] and notes("paper-offload", "dram")[1]
+    text, complete = notes("paper-offload", "ssd")
+    assert "SSD, which has no price" in text and "power of the SSD" in text and not complete
+    text, complete = notes("paper-a100-80gb", "dram")
+    assert "not told apart" in text and complete
+    assert "offloaded" not in notes("paper-a100-80gb", "none")[0]
+
+
 def test_saving_of_the_smaller_host(catalogue: Hardware) -> None:
     whole, lean = (_cost(catalogue, f"paper-8xa100-{k}", 8, 100.0) for k in ("176k", "156k"))
     assert whole["hardware_usd"] - lean["hardware_usd"] == 20_000
@@ -221,6 +251,85 @@ def test_table_of_points(catalogue: Hardware) -> None:
     assert first["run_usd"] == pytest.approx(first["usd_per_hour"] * 10 / 3600)
     for name in ("hardware_usd", "energy_kwh", "energy_usd", "tokens_per_usd", "tokens_per_kwh", "power_w"):
         assert first[name] is not None
+
+
+MEASURED = {
+    "deployment": "d",
+    "dataset": "x",
+    "batch_size": 8,
+    "output_tokens_per_s": 100.0,
+    "output_tokens_per_s_low": 90.0,
+    "output_tokens_per_s_high": 110.0,
+    "requests": 10,
+    "prompt_tokens": 5000,
+    "generated_tokens": 1000,
+    "prefill_tokens_per_s": 5000.0,
+    "decode_tokens_per_s": 330.0,
+    "wall_s": 10.0,
+}
+RENTED = {
+    "spot": {"interruptions_per_hour": 0.5, "restart_s": 720.0},
+    "elastic": {"demand_tokens_per_s": [150.0] * 12 + [50.0] * 12, "scale_up_s": 360.0},
+    "serverless": {"requests_per_hour": 60.0, "cold_start_s": 20.0},
+}
+
+
+def _row(catalogue: Hardware, given: dict[str, Any], **deployment: Any) -> dict[str, Any]:
+    row = {"deployment": "d", "hardware": "H100-SXM5-80GB", "devices": 2, **deployment}
+    return cost.cost_table([MEASURED], [row], catalogue, {**GIVEN, **given}).to_pylist()[0]
+
+
+def test_every_figure_of_cost_has_an_interval(catalogue: Hardware) -> None:
+    elastic = {"demand_tokens_per_s": [205.0, 50.0]}  # how many replicas that takes depends on their throughput
+    row = _row(catalogue, {**RENTED, "elastic": elastic}, model="mixtral-8x7b")
+    fixed = {"power_w", "energy_kwh", "energy_usd"}  # an estimate from TDP and a given price have no range
+    for name in cost.UNCERTAIN:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        if name in fixed:
+            assert low is None and high is None, name
+        else:
+            assert low <= row[name] <= high and low < high, name
+    assert (row["hardware_gpu_usd_low"], row["hardware_gpu_usd_high"]) == (60_000, 80_000)
+    assert row["hardware_unsplit_usd_low"] is None  # the host's price has no range
+    assert row["api_usd_per_million_output_tokens"] > 0 and "API" in row["api_source"]
+    assert _row(catalogue, {}, model="demo-moe")["api_source"] is None
+
+
+def test_rented_by_what_the_config_says(catalogue: Hardware) -> None:
+    given = {
+        "rental_usd_per_device_hour": 1.8,
+        "spot": {**RENTED["spot"], "usd_per_device_hour": 0.9},
+        "elastic": RENTED["elastic"],
+        "serverless": {**RENTED["serverless"], "usd_per_device_second": 0.0005},
+    }
+    row = _row(catalogue, given)
+    assert (
+        row["rental_usd_per_million_tokens"] == pytest.approx(3.6 / 360_000 * 1e6) and row["rental_source"] == "given"
+    )
+    assert row["spot_usd_per_million_tokens"] == pytest.approx(1.8 / 360_000 * 1e6 * 1.1)
+    # two replicas for twelve hours, one for twelve, one start of 0.1 h a day, for 2.4e6 tokens x 3.6
+    assert row["elastic_replicas"] == pytest.approx(1.5)
+    assert row["elastic_usd_per_million_tokens"] == pytest.approx(3.6 * 36.1 / (2400 * 3600) * 1e6)
+    # 100 tokens per request, as timed: one second of work, twenty of cold start, at 0.001 USD/s
+    assert row["serverless_usd_per_million_tokens"] == pytest.approx(0.001 * 21 / 100 * 1e6)
+    plain = _row(catalogue, {})
+    assert plain["spot_usd_per_million_tokens"] is None and plain["serverless_usd_per_million_tokens"] is None
+
+
+def test_a_deployment_has_terms_of_its_own(catalogue: Hardware) -> None:
+    own = {"d": {"years": 6, "hardware_usd": 1000.0, "rental_usd_per_device_hour": 0.5, "utilisation": None}}
+    row, other = _row(catalogue, {"deployments": own}), _row(catalogue, {"deployments": {"e": own["d"]}})
+    assert (row["lifetime_years"], row["hardware_usd"], row["rental_usd_per_hour"]) == (6, 1000.0, 1.0)
+    assert row["price_status"] == "assumption" and row["utilisation"] == 1.0
+    assert other["lifetime_years"] == 3 and other["hardware_usd"] > 60_000
+
+
+def test_hardware_without_a_price_costs_null_not_the_campaign(catalogue: Hardware) -> None:
+    row = _row(catalogue, {}, hardware="H100-NVL-94GB")
+    assert row["hardware_usd"] is None and row["usd_per_million_tokens"] is None and row["price_complete"] is False
+    assert "no price is known" in row["price_notes"]
+    assert row["tokens_per_kwh"] > 0 and row["rental_usd_per_million_tokens"] > 0  # what is known stays
+    assert _row(catalogue, {"hardware_usd": 5000.0}, hardware="H100-NVL-94GB")["usd_per_million_tokens"] > 0
 
 
 def test_a_point_that_failed_costs_nothing_known(catalogue: Hardware) -> None:
