@@ -200,7 +200,7 @@ class Cluster:
             system = hardware.find(name)
             usd, _ = rental_usd_per_hour(system, 1)
             if system.gpu_name and usd is not None:
-                prices[system.gpu_name] = usd
+                prices[system.gpu_name] = usd.value
         disk = 0
         for _, wildcards in jobs:
             if "variant" in wildcards:

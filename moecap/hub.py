@@ -224,6 +224,27 @@ def link_local(
     )
 
 
+def link_variant(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Link a checkpoint that has a manifest to ``target``, with the same manifest but for ``facts``.
+
+    Raises:
+        PermanentError: the checkpoint is damaged (:func:`check_checkpoint`).
+    """
+    origin, folder = Path(source), Path(target)
+    check_checkpoint(origin)
+    manifest = {**_read_object(origin / MANIFEST), **(facts or {})}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    names = [entry["path"] for entry in manifest["files"]]
+    _remove_others(folder, names)
+    for name in names:
+        _link(origin / name, folder / name)
+    write_json(manifest, folder / MANIFEST)
+    return manifest
+
+
 def write_manifest(
     folder: str | os.PathLike[str], facts: Mapping[str, Any], *, known: Mapping[str, str] | None = None
 ) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError, PermanentError, nearest
-from moecap.hub import check_checkpoint, write_manifest
-from moecap.io import atomic_directory
-from moecap.provenance import ROOT, library_versions
+from moecap.hub import MANIFEST, check_checkpoint, link_variant, sha256, write_manifest
+from moecap.io import atomic_directory, read_json
+from moecap.provenance import ROOT, digest, library_versions
 
 log = logging.getLogger(__name__)
 
@@ -310,6 +310,44 @@ def _first_line(error: BaseException) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _ERROR = "moecap.quantize: error: "
+
+
+def make(
+    python: str,
+    model_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    recipe: Mapping[str, Any],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """:func:`run`, or links to what another campaign has made of the very same checkpoint by the very same recipe.
+
+    Args:
+        cache: a folder that several campaigns and users share, or None; ``~`` and variables are expanded. A variant
+            lies there once, below ``moecap-variants``, under the hash of all that it was made from.
+        options: of :func:`run`.
+
+    Raises:
+        MoecapError: as :func:`run`; PermanentError: the variant in the cache is damaged.
+    """
+    if cache is None:
+        return run(python, model_dir, output_dir, recipe, facts=facts, **options)
+    made_from = {
+        "base": read_json(Path(model_dir) / MANIFEST)["files"],
+        "recipe": asdict(Recipe.from_data(recipe)),
+        "calibration": sha256(options["calibration_file"]) if options.get("calibration_file") else None,
+        "seed": options.get("seed", 1),
+        "pins": sha256(ROOT / "envs/quantize.txt"),
+    }
+    stored = Path(os.path.expandvars(cache)).expanduser().absolute() / "moecap-variants" / digest(made_from, 32)
+    if (stored / MANIFEST).is_file():
+        log.info("%s was made before; it is linked from the shared cache", output_dir)
+    else:
+        run(python, model_dir, stored, recipe, facts=facts, **options)
+    link_variant(stored, output_dir, facts=facts)
+    return None
 
 
 def run(

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from moecap.config import Strict, explain, read_yaml
+from moecap.config import Config, Strict, explain, read_yaml
 from moecap.errors import MoecapError
 
 GB = 10**9
@@ -83,16 +83,8 @@ STAGES: dict[str, Stage] = {
     **{
         rule: Stage("local")
         for rule in (
-            "demo_data",
-            "anatomy",
-            "cap",
-            "charts",
-            "report",
-            "plan",
-            "cross_check",
-            "published_hosts",
-            "archive",
-            "compare",
+            *("demo_data", "published", "published_cost", "published_hosts", "anatomy"),
+            *("cap", "charts", "report", "plan", "cross_check", "archive", "compare"),
         )
     },
 }
@@ -169,6 +161,12 @@ class Need:
     points: int = 0
     busy_s: float | None = None
     cores: int | None = None
+
+
+def shared_cache(config: Mapping[str, object]) -> str | None:
+    """``model_cache`` of the site that a workflow's config names; None where there is none."""
+    path = config.get("site", Config.model_fields["site"].default)
+    return load_site(str(path)).model_cache if path is not None else None
 
 
 def local_rules(site: Site) -> list[str]:

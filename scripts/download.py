@@ -1,12 +1,13 @@
 """Bring a checkpoint to its place: downloaded from the hub and verified, or linked from a folder.
 
-params: source ({"hub", "revision"} or {"path"}), cache (shared cache folder or None);
+params: source ({"hub", "revision"} or {"path"}); the site's file may name a cache that campaigns share;
 wildcards: variant (model/precision); output: manifest, written last.
 """
 
 from pathlib import Path
 
 from moecap.hub import fetch
+from moecap.site import shared_cache
 from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
@@ -14,6 +15,6 @@ with script(snakemake) as job:  # noqa: F821
     fetch(
         job.params.source,
         Path(job.output.manifest).parent,
-        cache=job.params.get("cache"),
+        cache=shared_cache(job.config),
         facts={"model": model, "precision": precision},
     )

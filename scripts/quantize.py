@@ -1,22 +1,24 @@
 """Quantize a bf16 checkpoint with llmcompressor, in its own environment.
 
 params: recipe (see moecap.quantize.Recipe), python (the interpreter that has llmcompressor); input.data: the manifest
-of the demo's data, where the recipe calibrates on it.
+of the demo's data, where the recipe calibrates on it. The site's file may name a cache that campaigns share.
 """
 
 from pathlib import Path
 
 from moecap.demo import TRAIN_FILE
-from moecap.quantize import run
+from moecap.quantize import make
+from moecap.site import shared_cache
 from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     model, precision = job.wildcards.variant.split("/")
-    run(
+    make(
         job.params.python,
         Path(job.input.manifest).parent,
         Path(job.output.manifest).parent,
         job.params.recipe,
+        cache=shared_cache(job.config),
         calibration_file=Path(str(job.input.data)).parent / TRAIN_FILE if job.input.data else None,
         threads=job.threads,
         trust_remote_code=job.params.get("trust_remote_code", False),

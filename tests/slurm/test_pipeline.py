@@ -252,7 +252,7 @@ def test_every_row_of_the_paper_is_submitted_with_what_its_model_needs(workflow:
         assert_asked(job, requests.resources("measure", {"deployment": name}))
         weights = requests.weight_bytes(row.model, row.precision)
         assert job["TresPerJob"] == f"gres:gpu:a100:{row.devices}"
-        assert row.devices * 80e9 > weights, "the GPUs hold the model"
+        assert row.devices * 80e9 > weights or row.offload == "dram", "the GPUs hold the model"
         assert megabytes(job["MinMemoryNode"]) * 2**20 > weights, "and so does the host"
         assert minutes(job["TimeLimit"]) * 60 > weights / 0.5e9, "it is read in less than the time"
     scored = [job for comment, job in jobs.items() if comment.startswith("rule_evaluate")]

@@ -42,7 +42,7 @@ def test_every_row_of_the_paper_gets_what_its_model_needs(cluster):
         asked = cluster.resources("measure", {"deployment": name})
         weights = cluster.weight_bytes(row.model, row.precision)
         assert asked["gpu"] == row.devices and asked["gpu_model"] == "a100" and asked["nodes"] == 1
-        assert weights < row.devices * 80e9
+        assert weights < row.devices * 80e9 or row.offload == "dram"
         assert asked["mem_mb"] * 1e6 > weights
         assert 60 * asked["runtime"] > weights / (SITE.read_gb_per_s * 1e9)
 
@@ -89,15 +89,15 @@ def test_logs_are_looked_for_where_the_profile_puts_them():
 
 def test_estimate_counts_what_is_not_there(cluster):
     before = cluster.estimate()
+    rows = cluster.campaign.deployments
+    variants = {(row.model, row.precision) for row in rows.values()}
     assert before.jobs == {
         "download": 4,
-        "quantize": 6,
+        "quantize": len([v for v in variants if v[1] != "bf16"]),
         "calibrate": 1,
-        "evaluate": 20,
-        "replay": 10,
-        "measure": 14,
-        "metrics": 14,
-        "cost": 14,
+        "evaluate": len(cluster.campaign.all_accuracy_files()),
+        "replay": len(variants),
+        **dict.fromkeys(("measure", "metrics", "cost"), len(rows)),
     }
     assert before.gpu_hours > 0 and before.usd > 0 and 1.0e12 < before.disk_bytes < 1.5e12
     for rule, wildcards in list(cluster.pending()):
