@@ -469,10 +469,11 @@ def measured_bytes(rows: Sequence[Mapping[str, Any]], panel: str = "model") -> a
     ]
     if not points:
         raise NothingToDraw("The table of measured bytes is empty.")
-    return _byte_panels(points, "Predicted and measured bytes", "Read in one decode step.")
+    subtitle = "Read in one decode step; each panel has a scale of its own."
+    return _byte_panels(points, "Predicted and measured bytes", subtitle, one_scale=False)
 
 
-def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMixin:
+def _byte_panels(points: list[Row], title: str, subtitle: str, one_scale: bool = True) -> alt.TopLevelMixin:
     names = _series(_deployments(points))
     counts = [c for c in BYTE_COUNTS.values() if any(p["series"] == c for p in points)]
     batches = sorted({p["batch_size"] for p in points})
@@ -488,10 +489,11 @@ def _byte_panels(points: list[Row], title: str, subtitle: str) -> alt.TopLevelMi
     shape = alt.Shape(
         "series:N", title="counted by", scale=alt.Scale(domain=counts, range=[SHAPES[order.index(c)] for c in counts])
     )
-    top = max(p["bytes"] for p in points) * 1.08
     panels = []
     for name in names:
-        base = alt.Chart(alt.Data(values=[p for p in points if p["deployment"] == name])).encode(
+        own = [p for p in points if p["deployment"] == name]
+        top = max(p["bytes"] for p in (points if one_scale else own)) * 1.08
+        base = alt.Chart(alt.Data(values=own)).encode(
             x=_batch_axis(batches),
             y=alt.Y("bytes:Q", title="bytes", scale=alt.Scale(domain=[0, top], nice=True), axis=_bytes_axis()),
             color=colour,
