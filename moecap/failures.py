@@ -228,6 +228,8 @@ def summary(folder: str | Path, run: str | None) -> list[str]:
     for record in read_failures(folder):
         if record.get("run") == run:
             what = " ".join(str(record[k]) for k in SCOPE if record.get(k) is not None)
+            reason = str(record["reason"])
+            subject = "" if reason.startswith(what) else f"{what}: "
             log = f" Log: {record['log']}" if record.get("log") else ""
-            lines.append(f"failed: {record['stage']} {what}: {record['reason']}{log}".replace(" :", ":"))
+            lines.append(f"failed: {record['stage']}: {subject}{reason}{log}")
     return lines

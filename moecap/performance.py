@@ -497,6 +497,7 @@ def _as_moecap_error(error: Exception, failure: Mapping[str, Any]) -> MoecapErro
 
 class Watchdog:
     """Ends this process when the engine stops making progress: a hung collective waits for ever, a slow one does not.
+    So does a client whose engine, in a process of its own, was killed.
 
     It looks at the engine's ``beat`` (the time of its last step) a few times a minute from a thread. On a stall it
     writes every thread's stack to standard error, leaves a transient failure behind, kills the engine's processes and
@@ -546,16 +547,17 @@ class Watchdog:
             if limit is None:
                 faulthandler.cancel_dump_traceback_later()
                 continue
+            if self._engine is not None and (dead := self._engine.died()):
+                self._give_up(f"the engine died: {dead}", "Died")
             if self.idle_s() > limit:
-                self._give_up(limit)
+                self._give_up(f"no progress for {limit:.0f} s; the engine hangs and was ended", "Stall")
             faulthandler.dump_traceback_later(limit + 12 * self.interval_s, exit=True, file=2)
 
-    def _give_up(self, limit: float) -> None:
+    def _give_up(self, why: str, error: str) -> None:
         message = (
-            f"{self.name}: no progress for {limit:.0f} s ({self._what}); the engine hangs. It was ended; what was "
-            "measured so far is kept, starting again measures the rest."
+            f"{self.name}, {self._what}: {why}. What was measured so far is kept; starting again measures the rest."
         )
-        failure = {"deployment": self.name, "class": "transient", "message": message, "error": "Stall", "point": None}
+        failure = {"deployment": self.name, "class": "transient", "message": message, "error": error, "point": None}
         failures.say(self.failure_path, [failure])
         self.say(message)
         faulthandler.dump_traceback(all_threads=True)

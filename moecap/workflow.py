@@ -32,6 +32,7 @@ def script(job: Any) -> Iterator[Any]:
     in the log. What failed, also by a kill, is on record (:mod:`moecap.failures`) until the job succeeds.
     """
     global _terminal
+    _main_is_no_module()
     rule = getattr(job, "rule", "script")
     record = record_path(job)
     again = record is not None and failures.of_this_run(record)
@@ -80,6 +81,17 @@ def _record(path: Path | None, error: Exception) -> None:
     """Put ``error`` on record, unless the body did so with more detail (which point failed)."""
     if path is not None and not failures.told(path):
         failures.say(path, [failures.record_of(error)])
+
+
+def _main_is_no_module() -> None:
+    """Keep child processes of an engine from running the script again.
+
+    ``multiprocessing`` starts them (by "spawn", as engines on GPUs do) with the main module's file imported, but without
+    the ``snakemake`` that Snakemake puts into it: they would end there.
+    """
+    main = sys.modules["__main__"]
+    if hasattr(main, "snakemake"):
+        main.__dict__.pop("__file__", None)
 
 
 def _redirect_output(path: str, append: bool) -> Any:

@@ -139,7 +139,7 @@ def report_over_what_there_is():
         )
     else:
         logger.error(
-            f"No report over what there is: {done.stderr.strip().splitlines()[-1:]}"
+            f"No report over what there is (exit status {done.returncode}): {done.stderr.strip()[-2000:]}"
         )
 
 

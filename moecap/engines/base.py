@@ -149,6 +149,10 @@ class Engine(ABC):
     def reset(self) -> None:  # noqa: B027
         """Forget what could carry over from one run to the next (the prefix cache)."""
 
+    def died(self) -> str | None:
+        """Which of the engine's processes ended by itself, and how; None while all live. Asked by another thread."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Free memory and end child processes. May be called twice."""

@@ -215,6 +215,15 @@ class VllmEngine(Engine):
             path.unlink()
         return sorted(notes, key=lambda note: note["start_s"])
 
+    def died(self) -> str | None:
+        """vLLM notices that its core is gone, but a synchronous ``step()`` goes on waiting for it."""
+        resources = getattr(getattr(self._engine, "engine_core", None), "resources", None)
+        if resources is None or not resources.engine_dead:
+            return None
+        codes = {p.name: p.exitcode for p in getattr(resources.engine_manager, "processes", ())}
+        ended = [f"{name} (exit status {code})" for name, code in codes.items() if code is not None]
+        return ", ".join(ended) or "its core"
+
     def close(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:

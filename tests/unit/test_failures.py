@@ -80,7 +80,7 @@ def test_a_record_from_beginning_to_end(tmp_path, monkeypatch):
         "file": "measure/d.json",
     }
     assert failures.told(path)
-    assert failures.summary(tmp_path, "run-1") == ["failed: measure d: the engine died Log: logs/d.log"]
+    assert failures.summary(tmp_path, "run-1") == ["failed: measure: d: the engine died Log: logs/d.log"]
     assert failures.summary(tmp_path, "run-2") == []
     failures.begin(path, {"stage": "measure", "deployment": "d"})  # transient: it may try again
     failures.end(path)
