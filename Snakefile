@@ -28,18 +28,27 @@ include: "rules/routing.smk"
 include: "rules/metrics.smk"
 include: "rules/cost.smk"
 include: "rules/published.smk"
-include: "rules/report.smk"
-include: "rules/archive.smk"
-include: "rules/plan.smk"
+include: "rules/compare.smk"
 include: "rules/targets.smk"
+
+
+if campaign.archive_file:
+
+    include: "rules/redraw.smk"
+
+else:
+
+    include: "rules/report.smk"
+    include: "rules/archive.smk"
+    include: "rules/plan.smk"
 
 
 rule all:
     default_target: True
     input:
-        paths.cap,
-        paths.charts,
-        paths.report,
+        report_paths.cap,
+        report_paths.charts,
+        report_paths.report,
 
 
 onstart:

@@ -33,7 +33,7 @@ import yaml
 import zstandard
 
 from moecap.errors import MoecapError
-from moecap.io import METADATA_KEY, atomic_path
+from moecap.io import METADATA_KEY, atomic_path, read_parquet
 from moecap.paths import Paths, fill
 from moecap.provenance import ROOT, git_state, provenance
 from moecap.scrub import Scrubber, secrets_of
@@ -114,7 +114,9 @@ def make_archive(
         MoecapError: a file is missing, or holds a secret that cannot be taken out of it.
     """
     results, output = Path(results), Path(output)
-    scrubber = Scrubber(root, more=secrets_of(config))
+    words = {str(row.get(key)) for row in deployments for key in ("deployment", "model", "precision", "hardware")}
+    words |= {name, *(str(key) for part in catalogue.values() if isinstance(part, Mapping) for key in part)}
+    scrubber = Scrubber(root, more=secrets_of(config), words=words)
     with tempfile.TemporaryDirectory(prefix="moecap-archive-") as stage_name:
         stage = Path(stage_name)
         omitted, scrubbed = _stage_results(results, files, stage / RESULTS, scrubber, steps_limit_bytes)
@@ -341,7 +343,7 @@ def _stage_file(source: Path, target: Path, scrubber: Scrubber) -> int:
     """Copy ``source``, cleaned; returns 1 when something was replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".parquet":
-        table = pq.read_table(source)
+        table = read_parquet(source)
         clean = scrubber.table(table)
         if clean is not table:
             pq.write_table(clean, target, compression="zstd")

@@ -36,6 +36,7 @@ REPLAY_COLUMNS = [
     *("precision", "batch_size", "sets_equal", "unique_equal", "s_mbu_error", "s_mbu_complete_error"),
     *("worst_run_error", "replay_over_run"),
 ]
+ARCHIVE_SUFFIX = ".tar.zst"
 PARALLELISM = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
@@ -67,10 +68,12 @@ class Campaign:
         self.config: Config = load_config(config, source)
         self.catalogue = Catalogue(self.config.catalogue)
         self.paths = Paths(self.config.results)
-        table = self.config.deployments
+        # What is drawn from an archive alone asks for no deployment, and for no engine that this machine lacks.
+        table = None if self.archive_file else self.config.deployments
         self.deployments: dict[str, Deployment] = {d.deployment: d for d in read_deployments(table)} if table else {}
         self.warnings: list[str] = []
-        self._check()
+        if not self.archive_file:
+            self._check()
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
@@ -348,8 +351,15 @@ class Campaign:
         return self.paths.failures if self.config.partial else None
 
     @property
+    def archive_file(self) -> str | None:
+        """The archive that charts and report are drawn from; None: from results."""
+        return self.config.archive if self.config.archive.endswith(ARCHIVE_SUFFIX) else None
+
+    @property
     def report_paths(self) -> Paths:
-        """Where CAP table, charts and report go: a partial report leaves the complete one alone."""
+        """Where CAP table, charts and report go: a partial report, or a redrawn one, leaves the complete one alone."""
+        if self.archive_file:
+            return Paths(fill(self.paths.redrawn, name=Path(self.archive_file).name.removesuffix(ARCHIVE_SUFFIX)))
         return Paths(f"{self.config.results}/partial") if self.config.partial else self.paths
 
     # All that a partial report may run.
@@ -530,7 +540,7 @@ class Campaign:
             "failures": self.failures,
             **self.config.cap.model_dump(mode="json"),
             "provenance": {
-                "config": digest(self.config.model_dump(mode="json", exclude={"site", "plan"})),
+                "config": digest(self.config.model_dump(mode="json", exclude={"site", "plan", "a", "b"})),
                 "seed": self.config.seed,
             },
         }
@@ -624,7 +634,7 @@ class Campaign:
         return {
             "results": self.config.results,
             "name": self.config.archive,
-            "config": self.config.model_dump(mode="json", exclude={"site"}),
+            "config": self.config.model_dump(mode="json", exclude={"site", "a", "b"}),
             "deployments": self._rows(),
             "catalogue": {**catalogue, "hardware": hardware},
             "redraw": {"charts": self.chart_params(), "report": self.report_params()},

@@ -212,7 +212,14 @@ class Config(Strict):
     cost: Cost = Cost()
     cap: Cap = Cap()
     plan: Plan = Plan()
-    archive: str = Field(default="moecap", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+    archive: str = Field(
+        default="moecap",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$|\.tar\.zst$",
+        description="name of the archive that `snakemake archive` makes; or one that exists, `FILE.tar.zst`: charts "
+        "and report are then drawn from it alone, below results/redrawn",
+    )
+    a: str | None = Field(default=None, description="an archive: `snakemake compare --config a=FILE b=FILE`")
+    b: str | None = Field(default=None, description="the archive that is better or worse than `a`")
     trust_remote_code: tuple[Name, ...] = Field(
         default=(), description="models whose own code from the hub may run here; none by default"
     )

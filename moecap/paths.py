@@ -55,6 +55,8 @@ _PATTERNS = {
     "answers": "plan.txt",
     "cross_check": "planner/cross_check.parquet",
     "archive": "archive/{name}.tar.zst",
+    "redrawn": "redrawn/{name}",
+    "comparison": "comparison",
     "log": "logs",
     "benchmark": "benchmarks",
 }

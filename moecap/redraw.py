@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def redraw(archive: str | Path, output: str | Path) -> dict[str, Any]:
     The same inputs in the same order as the workflow gave them: with the version that made the archive, the same bytes.
 
     Returns:
-        ``report`` and ``charts`` (paths), ``not_drawn`` (chart -> why), ``name``, ``sha256`` of the archive.
+        ``report``, ``charts`` and ``cap`` (paths), ``not_drawn`` (chart -> why), ``name``, ``sha256`` of the archive.
 
     Raises:
         MoecapError: the archive is damaged or tampered with, or holds no CAP table.
@@ -34,6 +35,8 @@ def _redraw(archive: Archive, output: Path) -> dict[str, Any]:
     cap = Path(Paths(str(archive.results)).cap)
     if not cap.is_file():
         raise MoecapError(f"{archive.path} holds no cap.parquet, so there is nothing to draw.")
+    with atomic_path(output / cap.name) as path:
+        shutil.copyfile(cap, path)
     facts = archive.redraw
     inputs = {
         kind: [p for p in map(archive.file, paths) if p.is_file()] for kind, paths in facts.get("inputs", {}).items()
@@ -67,6 +70,7 @@ def _redraw(archive: Archive, output: Path) -> dict[str, Any]:
         "sha256": archive.sha256,
         "report": str(output / "report.html"),
         "charts": str(output / "charts"),
+        "cap": str(output / cap.name),
         "not_drawn": not_drawn,
     }
 

@@ -54,6 +54,9 @@ class Scrubber:
         root: the repository; a path below it becomes relative to it.
         environment: where secrets are looked for by the names of variables.
         more: further secrets (such as values of secret-looking keys of a config).
+        names: of people and machines; None: this user's and this machine's.
+        words: ids that the tables use. A user who is called as a part of one of them (`demo`) stays: without it the
+            tables would be useless.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Scrubber:
         environment: Mapping[str, str] | None = None,
         more: Iterable[str] = (),
         names: Iterable[str] | None = None,
+        words: Iterable[str] = (),
     ) -> None:
         environment = os.environ if environment is None else environment
         secrets = {v for k, v in environment.items() if _SECRET_NAME.search(k) and _is_secret(v)} | set(more)
@@ -72,7 +76,8 @@ class Scrubber:
             environment.get("LOGNAME", ""),
             socket.gethostname(),
         }
-        chosen = set(names) if names is not None else {n for n in own_names if len(n) >= 4 and n not in _IMPERSONAL}
+        spoken = _IMPERSONAL.union(*(re.split(r"\W+", word) for word in words))
+        chosen = set(names) if names is not None else {n for n in own_names if len(n) >= 4 and n not in spoken}
         self.names = [re.compile(rf"(?<![\w]){re.escape(n)}(?![\w])") for n in sorted(chosen, key=len, reverse=True)]
         here = re.escape(str(root.resolve()))
         self.root = re.compile(rf"(?<![\w.~/-])(?:file://)?{here}(?:/|(?![\w.-]))")

@@ -86,8 +86,8 @@ def _record(path: Path | None, error: Exception) -> None:
 def _main_is_no_module() -> None:
     """Keep child processes of an engine from running the script again.
 
-    ``multiprocessing`` starts them (by "spawn", as engines on GPUs do) with the main module's file imported, but without
-    the ``snakemake`` that Snakemake puts into it: they would end there.
+    ``multiprocessing`` starts them (by "spawn", as engines on GPUs do) with the main module's file imported, but
+    without the ``snakemake`` that Snakemake puts into it: they would end there.
     """
     main = sys.modules["__main__"]
     if hasattr(main, "snakemake"):

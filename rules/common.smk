@@ -112,6 +112,8 @@ def report_over_what_there_is():
         return
     for line in summary(paths.failures, os.environ[RUN]):
         logger.error(line)
+    if not campaign.deployments or campaign.config.a or campaign.config.b:
+        return
     # The config as it is, whatever it was made from; only tables and charts are made, here, by no cluster's profile.
     config_file = campaign.partial_config()
     command = [
@@ -141,6 +143,20 @@ def report_over_what_there_is():
         logger.error(
             f"No report over what there is (exit status {done.returncode}): {done.stderr.strip()[-2000:]}"
         )
+
+
+def compared(which):
+    """An input function: one of the two archives that are to be compared."""
+
+    def function(wildcards):
+        if getattr(campaign.config, which) is None:
+            raise WorkflowError(
+                f"compare needs two archives and `{which}` is not given: "
+                "snakemake compare --config a=A.tar.zst b=B.tar.zst"
+            )
+        return getattr(campaign.config, which)
+
+    return function
 
 
 def timed_threads(wildcards):

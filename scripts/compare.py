@@ -5,7 +5,7 @@ input: a, b (archives); output: table (Parquet), markdown, html.
 
 from moecap.compare import compare
 from moecap.io import atomic_path, write_parquet
-from moecap.workflow import script
+from moecap.workflow import script, tell
 
 with script(snakemake) as job:  # noqa: F821
     found = compare(job.input.a, job.input.b)
@@ -13,3 +13,5 @@ with script(snakemake) as job:  # noqa: F821
     for path, text in ((job.output.markdown, found.markdown()), (job.output.html, found.html())):
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in found.counts().items())
+    tell(f"From {found.name_a} to {found.name_b}: {counts}. See {job.output.html}")

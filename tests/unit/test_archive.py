@@ -312,6 +312,13 @@ def test_scrubber_on_text(tmp_path, text, clean):
     assert Scrubber(tmp_path, environment={}, names=()).text(text) == clean
 
 
+def test_a_user_named_like_a_deployment_does_not_spoil_the_tables(tmp_path, monkeypatch):
+    monkeypatch.setenv("USER", "demo")
+    monkeypatch.setenv("LOGNAME", "zebulon")
+    scrubber = Scrubber(tmp_path, words=["demo-bf16", "this-machine"])
+    assert scrubber.text("demo-bf16 by zebulon") == "demo-bf16 by [removed]"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -362,6 +369,15 @@ def test_no_archive_at_all(tmp_path):
         archive.verify(tmp_path / "text")
 
 
+def test_a_step_table_that_is_cut_off_is_named(tmp_path):
+    accuracy = make_results(tmp_path / "results")
+    steps = tmp_path / "results/metrics/one/steps.parquet"
+    steps.write_bytes(steps.read_bytes()[: steps.stat().st_size // 2])
+    with pytest.raises(MoecapError, match=r"metrics/one/steps\.parquet is not a complete Parquet file .* delete it"):
+        make(tmp_path, tmp_path / "results", accuracy)
+    assert not list(tmp_path.glob("*.zst"))
+
+
 def test_missing_file_is_named(tmp_path):
     accuracy = make_results(tmp_path / "results")
     with pytest.raises(MoecapError, match="does not exist"):
@@ -400,7 +416,8 @@ def test_charts_and_report_are_redrawn_byte_by_byte(tmp_path, capsys, monkeypatc
     }
     path, _ = make(tmp_path, results, accuracy, redraw=redraw)
     drawn = {p.relative_to(results): p.read_bytes() for p in results.glob("charts/*")} | {
-        Path("report.html"): page.encode()
+        Path("report.html"): page.encode(),
+        Path("cap.parquet"): (results / "cap.parquet").read_bytes(),
     }
     for p in sorted(results.rglob("*"), reverse=True):
         p.unlink() if p.is_file() else p.rmdir()
