@@ -363,7 +363,7 @@ class Campaign:
         return Paths(f"{self.config.results}/partial") if self.config.partial else self.paths
 
     # All that a partial report may run.
-    reporting_rules = ("cap", "charts", "report")
+    reporting_rules = ("cap", "cross_check", "charts", "report")
 
     def partial_config(self) -> str:
         """Write down the config of a partial report: this one, as it is. Returns the file's path."""
