@@ -62,6 +62,7 @@ COLUMNS = {
 }
 
 
+WIDE_NAME = "wide bf16"
 # A model in which sums do round differently for one token and for a prompt; its weights are random and seeded.
 WIDE = {
     "hidden_size": 1024,
@@ -406,15 +407,33 @@ def markdown(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
         "`control` compares with the replay of the position before: were it high, equal sets would mean nothing.",
         "",
         "Equal sets in every cell say that the kernels sum in the same order for one token as for a whole prompt, as "
-        "they may for a narrow model; they say nothing about wider ones. `wide` is therefore a model of "
-        f"{WIDE['hidden_size']} instead of 128 channels with {WIDE['num_experts']} experts, "
-        f"top-{WIDE['num_experts_per_tok']}, and random weights: its routers are undecided, the worst case for ties. "
-        "All columns, and what they mean, are in `replay.csv`.",
+        "they may for a narrow model; they say nothing about wider ones.",
         "",
-        "Made by `scripts/validate_replay.py`.",
+    ]
+    if any(row["precision"] == WIDE_NAME for row in rows):
+        lines[-2] += (
+            f" `{WIDE_NAME}` is therefore a model of {WIDE['hidden_size']} instead of 128 channels with "
+            f"{WIDE['num_experts']} experts, top-{WIDE['num_experts_per_tok']}, and random weights: its routers are "
+            "undecided, the worst case for ties."
+        )
+    lines += [
+        "All columns, and what they mean, are in `replay.csv`. Made by `scripts/validate_replay.py` (`make validate`).",
         "",
     ]
     return "\n".join(lines)
+
+
+def write(rows: Sequence[dict[str, Any]], facts: dict[str, Any], output: Path, table: Path | None) -> None:
+    """The pages, and the table for a report."""
+    with atomic_path(output / "replay.csv") as path, path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        file.writelines(f"# {name}: {meaning}\n" for name, meaning in COLUMNS.items() if meaning)
+        writer.writerow(COLUMNS)
+        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in map(r.get, COLUMNS)] for r in rows)
+    with atomic_path(output / "replay.md") as path:
+        path.write_text(markdown(rows, facts))
+    if table:
+        write_parquet(pa.Table.from_pylist(list(rows)), table, facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -434,12 +453,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         entry = read_yaml(args.catalogue)[args.engine]
-        rows = []
+        rows: list[dict[str, Any]] = []
         variants = list(args.variant)
         if args.wide:
-            variants.append(["wide bf16", make_wide(args.wide), args.variant[0][2]])
-        for precision, checkpoint, requests in variants:
-            rows += validate(precision, Path(checkpoint), Path(requests), entry, args.batch_sizes, args.threads)
+            variants.append([WIDE_NAME, make_wide(args.wide), args.variant[0][2]])
         detected = machine.detect()
         facts = {
             "machine": f"{detected['cpu_model']}, {detected['cores']} cores",
@@ -447,15 +464,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": library_versions(["vllm", "torch", "zentorch", "transformers"]),
             "date": time.strftime("%Y-%m-%d"),
         }
-        with atomic_path(args.output / "replay.csv") as path, path.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            file.writelines(f"# {name}: {meaning}\n" for name, meaning in COLUMNS.items() if meaning)
-            writer.writerow(COLUMNS)
-            writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in map(r.get, COLUMNS)] for r in rows)
-        if args.table:
-            write_parquet(pa.Table.from_pylist(rows), args.table, facts)
-        with atomic_path(args.output / "replay.md") as path:
-            path.write_text(markdown(rows, facts))
+        for precision, checkpoint, requests in variants:
+            rows += validate(precision, Path(checkpoint), Path(requests), entry, args.batch_sizes, args.threads)
+            write(rows, facts, args.output, args.table)  # what is finished is kept
     except MoecapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
