@@ -62,7 +62,7 @@ def test_only_full_decode_steps_count_and_utilization_is_bytes_over_time_over_pe
 def test_the_page_says_what_is_impossible(peak: float, verdict: str) -> None:
     row = bandwidth.row_of([run_of(1, 0.5)], 1, Alternating(), ANATOMY, peak=peak)
     measured = {"read_bandwidth_bytes_per_s": peak, "copy_bandwidth_bytes_per_s": peak}
-    found = {"rows": [row], "before": measured, "after": measured, "weight_bytes": 1e9, "cache_bytes": None}
+    found = {"rows": [row], "calibrations": [measured, measured], "weight_bytes": 1e9, "cache_bytes": None}
     page = bandwidth.markdown(found, {"machine": "m", "threads": 2, "versions": {}, "date": "d"})
     assert verdict in page
 

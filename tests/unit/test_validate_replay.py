@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ spec = importlib.util.spec_from_file_location(
     "validate_replay", Path(__file__).parents[2] / "scripts/validate_replay.py"
 )
 check = importlib.util.module_from_spec(spec)
+sys.modules["validate_replay"] = check  # its dataclasses look themselves up
 spec.loader.exec_module(check)
 
 FACTS = {"machine": "a CPU", "threads": 2, "versions": {"vllm": "1"}, "date": "2026-01-01"}
 
 
 def row(**values: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = {name: 1.0 for name in check.COLUMNS}
+    plain: dict[str, Any] = dict.fromkeys(check.COLUMNS, 1.0)
     return {**plain, "precision": "bf16", "batch_size": 4, "s_mbu_error": 0.001, "s_mbu_complete_error": 0.0} | values
 
 
