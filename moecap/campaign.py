@@ -477,7 +477,11 @@ class Campaign:
             "seed": self.config.seed,
         }
         if not system.detect:
-            params["peaks"] = {"bytes_per_s": system.memory_bytes_per_s, "flops": system.peak_flops}
+            params["peaks"] = {
+                "bytes_per_s": system.memory_bytes_per_s,
+                "flops": system.peak_flops,
+                "status": system.speed_status(params["compute_dtype"]),
+            }
         if row.offload != "none":
             arguments = self.engine(row.engine).options.get("engine_args") or {}
             params["offload"] = {

@@ -180,7 +180,12 @@ SECTIONS: dict[str, list[Column]] = {
         ),
         Column("utilizations_above_one", pa.list_(_S), "", "Which utilizations exceed 1."),
         Column("compute_dtype", _S, "", "Dtype that the matrix products run in."),
-        Column("peak_source", _S, "", "measured (calibration) or catalogue (data sheet)."),
+        Column(
+            "peak_source",
+            _S,
+            "",
+            "measured (calibration) or catalogue (data sheet), with the weakest status of its figures.",
+        ),
     ],
     "Bytes": [
         Column("layers", _I, "1", "Layers of the model."),

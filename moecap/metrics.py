@@ -117,7 +117,7 @@ def _schema() -> pa.Schema:
     add("peak_bytes_per_s", f64, "B/s", "peak memory bandwidth of all devices")
     add("peak_flops", f64, "FLOP/s", "dense peak of all devices in the dtype that is computed in")
     add("compute_dtype", text, "", "dtype that the GEMMs run in")
-    add("peak_source", text, "", "measured (calibration) or catalogue")
+    add("peak_source", text, "", "measured (calibration) or catalogue, with the status of its figures")
     add("layers", i32, "1", "layers of the model")
     add("moe_layers", i32, "1", "layers with routed experts")
     add("weight_bytes", f64, "B", "all weights as stored")
@@ -184,7 +184,8 @@ def peaks_of(
         machine: what calibration wrote: ``read_bandwidth_bytes_per_s``, ``peak_flops`` {dtype: FLOP/s}.
         compute_dtype: the type that the GEMMs run in (``bf16`` for W4A16, ``int8`` for W8A8).
         devices: how many devices hold the model; the machine's figures are of one.
-        catalogue: of one device: ``bytes_per_s`` and ``flops`` {dtype: dense FLOP/s or null}; None: use ``machine``.
+        catalogue: of one device: ``bytes_per_s`` and ``flops`` {dtype: dense FLOP/s or null}, and optionally their
+            weakest ``status``, which the source then says; None: use ``machine``.
         tiers: bandwidths of memory tiers, passed on.
 
     Raises:
@@ -192,7 +193,8 @@ def peaks_of(
             logged, and the utilizations that need it are null.
     """
     if catalogue is not None:
-        bandwidth, flops, source = catalogue.get("bytes_per_s"), catalogue.get("flops") or {}, "catalogue"
+        bandwidth, flops = catalogue.get("bytes_per_s"), catalogue.get("flops") or {}
+        source = f"catalogue ({catalogue['status']})" if catalogue.get("status") else "catalogue"
     else:
         bandwidth, flops = machine.get("read_bandwidth_bytes_per_s"), machine.get("peak_flops") or {}
         source = "measured"

@@ -1070,6 +1070,15 @@ def _banners(rows: Sequence[Row], status: Mapping[str, int], inputs: Inputs) -> 
                 "wrong, or the weights stay in a cache (see What a utilization is worth).",
             )
         )
+    unsure = sum("unverified" in (r["peak_source"] or "") for r in rows)
+    if unsure:
+        found.append(
+            (
+                "warn",
+                f"The utilizations of {unsure} points are relative to peaks of the hardware catalogue that are "
+                "unverified: no source for them was read.",
+            )
+        )
     if status.get("estimated"):
         found.append(
             ("warn", f"{status['estimated']} points are estimated: their schedule was inferred, not recorded.")

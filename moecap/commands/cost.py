@@ -8,7 +8,8 @@ from typing import Any
 
 from moecap.cost import deployment_cost, settings
 from moecap.errors import MoecapError
-from moecap.hardware import load
+from moecap.hardware import Hardware, load
+from moecap.machine import detect_gpus
 
 DEFAULT_REGION = "us-average"
 
@@ -18,7 +19,13 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "cost", help="purchase, energy and cost per token of a deployment (equations 5-7)"
     )
-    parser.add_argument("--hardware", required=True, metavar="ENTRY", help="a server or GPU of the hardware catalogue")
+    parser.add_argument(
+        "--hardware",
+        required=True,
+        metavar="ENTRY",
+        help="a server or GPU of the hardware catalogue; `detected`: the entry that lists what this machine's driver "
+        "calls its GPUs, or `this-machine` where it has none",
+    )
     parser.add_argument("--devices", required=True, type=int, metavar="N", help="GPUs (or machines without GPUs)")
     parser.add_argument("--tokens-per-s", required=True, type=float, metavar="X", help="generated tokens per second")
     parser.add_argument("--power-w", type=float, metavar="W", help="mean power of the whole deployment; default: TDPs")
@@ -49,12 +56,19 @@ def run(args: argparse.Namespace) -> int:
         },
         hardware,
     )
+    name = _detected(hardware) if args.hardware == "detected" else args.hardware
     row = deployment_cost(
-        hardware.find(args.hardware, "--hardware"), args.devices, args.tokens_per_s, given, power_w=args.power_w
+        hardware.find(name, "--hardware"), args.devices, args.tokens_per_s, given, power_w=args.power_w
     )
-    row = {"hardware": args.hardware, "devices": args.devices, "output_tokens_per_s": args.tokens_per_s, **row}
+    row = {"hardware": name, "devices": args.devices, "output_tokens_per_s": args.tokens_per_s, **row}
     print(json.dumps(row, allow_nan=False) if args.json else describe(row))
     return 0
+
+
+def _detected(hardware: Hardware) -> str:
+    """The entry for the GPUs that NVML finds; `this-machine` without any."""
+    _, gpus = detect_gpus()
+    return hardware.match_gpu(gpus[0]["name"], gpus[0]["memory_bytes"]) if gpus else "this-machine"
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -397,6 +397,24 @@ def test_command_prints_one_object(capsys: pytest.CaptureFixture[str], monkeypat
     assert "92,104.20 USD" in capsys.readouterr().out
 
 
+def test_command_takes_the_entry_of_what_is_detected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = [{"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85_520_809_984}]
+    monkeypatch.setattr("moecap.commands.cost.detect_gpus", lambda: ("575.57", found))
+    arguments = ["cost", "--hardware", "detected", "--devices", "1", "--tokens-per-s", "100", "--json"]
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["hardware"] == "H100-SXM5-80GB"
+    found[0]["name"] = "NVIDIA H100 96GB HBM3"
+    assert cli.main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "'NVIDIA H100 96GB HBM3'" in message and "NVIDIA H100 80GB HBM3" in message and "`names`" in message
+    found.clear()
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["hardware"] == "this-machine"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

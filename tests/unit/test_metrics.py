@@ -234,6 +234,7 @@ def test_peaks_of_machine_and_catalogue():
     sheet = {"bytes_per_s": 2e12, "flops": {"bf16": 312e12}}
     peaks = peaks_of(machine, "bf16", devices=4, catalogue=sheet)
     assert (peaks.bytes_per_s, peaks.flops, peaks.source) == (8e12, 4 * 312e12, "catalogue")
+    assert peaks_of(machine, "bf16", catalogue={**sheet, "status": "unverified"}).source == "catalogue (unverified)"
     with pytest.raises(MoecapError, match="bandwidth of the hardware is None"):
         peaks_of({}, "bf16")
 
