@@ -506,7 +506,14 @@ class Campaign:
         own = [terms for row in rows if (terms := self.config.cost.deployments.get(row["deployment"]))]
         regions = {t.region for t in (self.config.cost, *own) if t.region and t.usd_per_kwh is None}
         hardware, models = ({row[key] for row in rows} for key in ("hardware", "model"))
-        return self.catalogue.hardware.slice(sorted(hardware), sorted(regions), sorted(models))
+        asked = (tuple(sorted(hardware)), tuple(sorted(regions)), tuple(sorted(models)))
+        if asked not in self._slices:  # a thousand deployments have a few dozen
+            self._slices[asked] = self.catalogue.hardware.slice(*asked)
+        return self._slices[asked]
+
+    @cached_property
+    def _slices(self) -> dict[tuple[tuple[str, ...], ...], dict[str, Any]]:
+        return {}
 
     @cached_property
     def published_rows(self) -> list[dict[str, Any]]:

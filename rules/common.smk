@@ -62,7 +62,9 @@ def end_run():
 
 
 def asked(rule):
-    """The resources of a rule: what its jobs ask of a cluster (those of UNASKED where they run here)."""
+    """The resources of a rule: what its jobs ask of a cluster; nothing where no cluster is (`--jobs` comes with one)."""
+    if workflow.resource_settings.nodes is None:
+        return {}
 
     def resource(key):
         def value(wildcards, attempt):
