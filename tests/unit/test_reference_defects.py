@@ -1,5 +1,7 @@
 """Formula defects that an audit of the paper authors' own code found, each with its numbers, against ours.
 
+What it gets wrong in prices and peaks (D8, D21, D22) is in test_hardware and test_cost.
+
 Qwen3-30B-A3B in bf16 on an H100 (989 TFLOP/s dense, 3.35 TB/s), where nothing else is said.
 """
 
@@ -15,6 +17,7 @@ from moecap import s_mbu, s_mfu
 from moecap import utilization as u
 from moecap.metrics import AMOUNTS, Peaks, metrics_table, peaks_of, replication_of, step_amounts
 from moecap.steps import attention_pairs, step_table
+from moecap.stored import recipe_from_quantization_config
 
 from .systems import FakeRouting, anatomy_of, deepseek_v3, make_run, qwen3_30b, requests_of, schedule_of, small
 
@@ -153,6 +156,31 @@ def test_d10_an_unknown_peak_leaves_the_rest_standing(caplog):
 def test_d11_kv_has_its_own_dtype():
     anatomy = deepseek_v3(weight_bytes=1)  # fp8 weights, bf16 KV
     assert u.printed_kv_bytes(anatomy, [1, 1]) == 70_272  # theirs: 35,136
+
+
+@pytest.mark.parametrize(
+    ("layout", "bits", "kind", "name"),
+    [("int-quantized", 8, "int", "int8"), ("nvfp4-pack-quantized", 4, "float", "nvfp4"),
+     ("mxfp4-pack-quantized", 4, "float", "mxfp4"), ("float-quantized", 8, "float", "fp8")],
+)  # fmt: skip
+def test_d12_a_compressed_checkpoint_is_called_by_what_it_stores(layout, bits, kind, name):
+    weights = {"num_bits": bits, "type": kind, "strategy": "channel"}
+    config = {"quant_method": "compressed-tensors", "config_groups": {"g": {"format": layout, "weights": weights}}}
+    assert recipe_from_quantization_config(config).name == name  # theirs: int8 is fp8, nvfp4 is mxfp4
+
+
+def test_d14_a_models_name_does_not_matter():
+    pytest.importorskip("transformers")
+    from moecap.meta import anatomy as count
+
+    # No word of "DeepSeek" in its name, but its attention: 61 × (512 + 64). Theirs: 874,496.
+    assert count("kimi-k2").kv_elements_per_token == 35_136
+    assert count("kimi-k2").components["shared_experts"].params == 60 * 3 * 7168 * 2048
+    # "Qwen3" in its name, but most layers are linear, and experts are shared too.
+    linear = count("qwen3-next-80b-a3b")
+    assert linear.kv_elements_per_token == 12 * 2 * 2 * 256 and linear.components["shared_experts"].params > 0
+    # Windows are the model's own, not a family's.
+    assert [kind.kv_window for kind in count("gpt-oss-20b").kinds] == [128, None]
 
 
 def test_d13_one_shared_expert_is_one():

@@ -227,6 +227,9 @@ def test_complete_counts_by_hand():
     assert done["routed_experts"] == 3 * 2 * 2 * 2 * 3 * 64 * 32
     assert done["attention_scores"] == 3 * 7 * 2 * 4 * (16 + 16)
     assert done["lm_head"] == 2 * 2 * 64 * 1000
+    whole = u.complete_flops(anatomy, tokens=[3], requests=[2], attention_pairs=[[7, 7]], dense=True)
+    assert whole["routed_experts"] == 2 * done["routed_experts"]  # four experts instead of two
+    assert all(whole[name] == done[name] for name in done if name != "routed_experts")
 
 
 def test_linear_attention_state_is_read_per_request():
