@@ -66,6 +66,9 @@ def describe(
         here = view.experts if share.experts else 0
         kind["weight_bytes"] = round(share.fixed_bytes + share.expert_bytes * min(here, share.experts))
         kind["experts_per_device"] = here
+        # A token's experts lie on any of the EP ranks alike: a rank does its share of them.
+        kind["flops_per_token"] = share.flops_per_token - share.top_k * share.expert_flops * (1 - 1 / view.ep)
+        kind["score_flops_per_pair"] = share.score_flops_per_pair
     data["parallel"] = {
         "tp": view.tp,
         "ep": view.ep,

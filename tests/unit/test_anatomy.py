@@ -366,6 +366,9 @@ def test_json_of_the_command(tmp_path, capsys):
     assert main(["anatomy", str(path), "--json", "--tp", "2"]) == 0
     halves = json.loads(capsys.readouterr().out)
     assert halves["total_params"] == data["total_params"] and halves["weight_bytes"] < 0.6 * data["weight_bytes"]
+    layers = sum(kind["count"] * kind["flops_per_token"] for kind in halves["layer_kinds"])
+    assert layers + 2 * 64 * 32 / 2 == halves["flops_per_token"] < 0.6 * data["flops_per_token"]
+    assert halves["layer_kinds"][0]["score_flops_per_pair"] * 2 == data["layer_kinds"][0]["score_flops_per_pair"]
     assert main(["anatomy", str(path), "--tp", "2", "--pp", "2"]) == 0
     assert "per device" in capsys.readouterr().out
 
