@@ -279,7 +279,10 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> Skeleton:
     import torch
 
     text = config.get_text_config(decoder=True)
-    embedding = model.get_input_embeddings()
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # several models in one, as in speech to speech
+        raise Refused(f"{type(model).__name__} does not say which embedding its text comes in by.") from None
     hidden, vocab = int(embedding.weight.shape[1]), int(embedding.weight.shape[0])
     head = model.get_output_embeddings()
     body, notes = _text_model(model)
@@ -677,6 +680,8 @@ class _LayerReader:
                 f"{name}: an output projection of {output.weight.shape[1]} has no whole heads of {v_dim}."
             )
         heads = output.weight.shape[1] // v_dim
+        if heads % kv_heads:
+            raise self.refuse(f"{name} has {heads} query heads, which do not divide among {kv_heads} KV heads.")
         return Memory("full", keys + values + indexer, None, 0, heads, head_dim, v_dim, kv_heads)
 
     @staticmethod
@@ -844,6 +849,10 @@ def anatomy(
     found = resolve(model, catalogue=catalogue)
     label = name or found.name
     structure = from_shapes(found.shapes) if found.shapes is not None else _cached(json.dumps(found.config))
+    if kv_dtype_bytes is not None and not kv_dtype_bytes > 0:
+        raise MoecapError(
+            f"kv_dtype_bytes is {kv_dtype_bytes}; a KV element takes more than 0 bytes (bf16: 2, fp8: 1)."
+        )
     kv_bytes = kv_dtype_bytes if kv_dtype_bytes is not None else 4 if structure.dtype == "float32" else 2
     if found.checkpoint is not None and precision is None:
         from moecap.stored import stored_sizes

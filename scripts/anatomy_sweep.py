@@ -66,6 +66,22 @@ EXTRA: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "granitemoeshared": {"shared_intermediate_size": 48},
+    "ernie4_5_vl_moe": {
+        "moe_intermediate_size": [32, 32], "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1,
+    },
+    "diffusion_gemma": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 32},
+    "deepseek_ocr2": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+    "qwen4_exp": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 32,
+        "indexer_compress_ratio": 4, "ple_layer_ids": [1], "ple_embed_dim": 64, "ngram_vocab_size_base": 512,
+        "hc_lowrank": 16, "heads_per_ngram": 2, "split_ngram_parts": 1, "eos_token_id": 1,
+    },
+}  # fmt: skip
+#: The same beside a text model's config.
+BESIDE: dict[str, dict[str, Any]] = {
+    "deepseek_ocr2": {"vision_config": {"sam_config": {"downsample_channels": [512, 896]}}},
+    "diffusion_gemma": {"vision_config": {"model_type": "gemma4_vision"}},
+    "qwen3_omni_moe": {"enable_audio_output": False},
 }
 
 
@@ -104,11 +120,12 @@ def small_config(family: str, model_type: str) -> Any:
         return cls(**small_values(default, family))
     name = next((n for n in ("text_config", "thinker_config") if hasattr(default, n)), None)
     if name != "text_config":
-        return cls()
+        whole = {"text_config": small_values(text, family)}
+        return cls(**{name: whole} if name else {}, **BESIDE.get(family, {}))
     given = default.to_dict()
     tower = given.get("vision_config")
     vision = {"vision_config": {**tower, **{w: 1 for w in DEPTH_WORDS if w in tower}}} if tower else {}
-    return cls(text_config=type(text)(**small_values(text, family)), **vision)
+    return cls(text_config=type(text)(**small_values(text, family)), **{**vision, **BESIDE.get(family, {})})
 
 
 def small_values(config: Any, family: str) -> dict[str, Any]:

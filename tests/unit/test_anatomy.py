@@ -94,6 +94,8 @@ def test_every_figure_of_a_small_mixtral_by_hand():
     assert a.components["embedding"].params == a.components["lm_head"].params == 64 * 32
     assert a.components["norms"].params == 2 * 2 * 32 + 32
     assert a.active_params == a.total_params - 2 * 2 * kind.expert_params
+    assert kind.active_params == kind.attention_params + kind.router_params + 2 * kind.expert_params + kind.norm_params
+    assert kind.flops_per_token == 2 * (kind.active_params - kind.norm_params)
     assert a.weight_bytes == 2 * a.total_params
     assert a.embedding_row_bytes == 2 * 32
     assert a.kv_bytes_per_token == 2 * a.kv_elements_per_token == 2 * 2 * 32
@@ -231,6 +233,17 @@ def test_top_k_over_the_number_of_experts():
         anatomy(mixtral(num_experts_per_tok=5))
     with pytest.raises(MoecapError, match=r"0 of 4 experts"):
         anatomy(mixtral(num_experts_per_tok=0))
+
+
+def test_query_heads_that_do_not_divide_among_kv_heads():
+    with pytest.raises(Refused, match=r"4 query heads.* 3 KV heads"):
+        anatomy(mixtral(num_key_value_heads=3))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_kv_element_takes_space(size):
+    with pytest.raises(MoecapError, match="kv_dtype_bytes is"):
+        anatomy(mixtral(), kv_dtype_bytes=size)
 
 
 def test_unknown_model_type_names_the_nearest():

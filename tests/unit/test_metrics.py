@@ -10,7 +10,15 @@ import pytest
 
 from moecap import metrics as m
 from moecap.errors import MoecapError
-from moecap.metrics import METRICS_SCHEMA, Peaks, block_length, bootstrap_sums, metrics_table, peaks_of
+from moecap.metrics import (
+    METRICS_SCHEMA,
+    Peaks,
+    _with_interval,
+    block_length,
+    bootstrap_sums,
+    metrics_table,
+    peaks_of,
+)
 from moecap.steps import read_steps, step_batches, step_table, write_steps
 
 from .systems import make_run, small
@@ -279,3 +287,11 @@ def test_intervals_widen_with_the_spread_of_repeats():
         return found["x_high"] - found["x_low"]
 
     assert width(apart) > 10 * width(alike)
+
+
+def test_a_few_repeats_understate_how_much_repeats_vary():
+    """Resampling R repeats gives (R-1)/R of their variance: the interval is widened by as much."""
+    drawn = np.linspace(0.9, 1.1, 1001)
+    narrow, wide = (_with_interval("x", 1.0, drawn, repeats) for repeats in (1, 2))
+    assert wide["x_high"] - 1 == pytest.approx(np.sqrt(2) * (narrow["x_high"] - 1))
+    assert 1 - wide["x_low"] == pytest.approx(np.sqrt(2) * (1 - narrow["x_low"]))

@@ -108,6 +108,22 @@ def test_prefix_cache_and_preemption_are_told_apart():
     assert table["running_requests"] == [2, 2, 1, 1, 1]
 
 
+def test_a_preempted_request_that_the_prefix_cache_takes_up_beyond_its_prompt():
+    """Outputs that are computed again are prefill, though no position of the prompt is computed."""
+    anatomy = small(8, 2, moe_layers=1, dense_layers=0)
+    routing = FakeRouting({"seq-0": np.zeros((20, 1, 2), int)}, (0,))
+    schedule = schedule_of(
+        [
+            {"request": [0], "first_position": [0], "tokens": [4]},
+            *({"request": [0], "first_position": [at], "tokens": [1]} for at in range(4, 8)),
+            {"request": [0], "first_position": [6], "tokens": [3], "cached_tokens": [6], "preempted": [0]},
+        ]
+    )
+    table = step_table(schedule, requests_of([4], output=6), routing, anatomy).to_pydict()
+    assert (table["prefill_tokens"][-1], table["decode_tokens"][-1], table["recomputed_tokens"][-1]) == (2, 1, 2)
+    assert sum(table["decode_tokens"]) == 5
+
+
 @given(first=st.integers(0, 60), tokens=st.integers(1, 40), window=st.integers(1, 30), chunked=st.booleans())
 def test_windows(first, tokens, window, chunked):
     kind = LayerKind(count=1, kv_elements_per_token=2, kv_window=window, attention="chunked" if chunked else "sliding")
