@@ -137,6 +137,17 @@ class Cluster:
     def _sizes(self) -> dict[tuple[str, str], int | None]:
         return {}
 
+    @property
+    def container(self) -> str | None:
+        """Where engines run for ``--sdm apptainer``: the site's image, else that of the engine build in use.
+
+        A site has one build; where a campaign serves on GPUs and on CPUs, it is that for GPUs.
+        """
+        engines = {row.engine: self.campaign.engine(row.engine) for row in self.campaign.deployments.values()}
+        images = [e.container for e in sorted(engines.values(), key=lambda e: e.device == "cpu") if e.container]
+        image = self.site.container or next(iter(images), None)
+        return image if image is None or "://" in image or Path(image).suffix == ".sif" else f"docker://{image}"
+
     # -- before anything is spent -----------------------------------------------------------------------------------
 
     @cached_property

@@ -18,7 +18,7 @@ rule evaluate:
     conda:
         "../envs/engine-cpu.yaml"
     container:
-        "docker://vllm/vllm-openai:v0.32.0"
+        cluster.container
     resources:
         **asked("evaluate"),
     params:

@@ -37,7 +37,7 @@ rule measure:
     conda:
         "../envs/engine-cpu.yaml"
     container:
-        "docker://vllm/vllm-openai:v0.32.0"
+        cluster.container
     threads: timed_threads
     resources:
         **asked("measure"),

@@ -15,7 +15,7 @@ rule replay:
     conda:
         "../envs/engine-cpu.yaml"
     container:
-        "docker://vllm/vllm-openai:v0.32.0"
+        cluster.container
     threads: 2
     resources:
         **asked("replay"),

@@ -108,6 +108,13 @@ def test_estimate_counts_what_is_not_there(cluster):
     assert "cost" not in cluster.estimate().jobs
 
 
+def test_engines_run_in_the_sites_container_or_that_of_their_build(cluster):
+    engine = cluster.campaign.engine("vllm-cuda")
+    assert cluster.container == f"docker://{engine.container}"
+    for given, image in (("/images/vllm.sif", "/images/vllm.sif"), ("my/vllm:1", "docker://my/vllm:1")):
+        assert Cluster(cluster.campaign, Site(container=given)).container == image
+
+
 def test_a_config_without_a_site_file(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert Cluster(Campaign({**RERUN, "site": None})).site == Site()
