@@ -541,6 +541,11 @@ def _check_routing(routing: Routing | None, anatomy: Anatomy) -> None:
             raise MoecapError(
                 f"{anatomy.model}: top_k is {kind.top_k} of {kind.experts} experts; allowed are 1 to {kind.experts}."
             )
+    if any(kind.stack == "encoder" for kind in anatomy.kinds):
+        raise MoecapError(
+            f"{anatomy.model} has an encoder, which runs once per request and is no part of a decode step; a step "
+            "table does not represent that. Its anatomy can be counted, its utilization cannot."
+        )
     if not anatomy.moe_layers:
         return
     if routing is None:

@@ -192,6 +192,7 @@ def main() -> None:
         write_run(Path(name), args.steps, args.batch, model(args.moe_layers, args.experts, args.top_k))
         command = [sys.executable, __file__, "--measure", name]
         figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        figures["routing_bytes"] = (Path(name) / "routing.parquet").stat().st_size
     command_text = " ".join(["python scripts/bench_scale.py", *(f"--steps {args.steps} --batch {args.batch}".split())])
     entries = {
         f"metrics_scale_{key}": {

@@ -7,6 +7,8 @@ the engine's arguments on it), tiers ({memory tier: bytes/s}), seed.
 """
 
 import logging
+import time
+from pathlib import Path
 
 from moecap import routing, steps
 from moecap.io import read_json, read_parquet, write_parquet
@@ -25,9 +27,11 @@ with script(snakemake) as job:  # noqa: F821
     store = routing.read(job.input.routing, anatomy) if anatomy.moe_layers else None
     provenance = {"deployment": deployment, "params": params}
 
+    started = time.perf_counter()
     batches = steps.step_batches(schedule, requests, store, anatomy, str(job.input.schedule))
     count = steps.write_steps(batches, job.output.steps, provenance)
-    logging.info("%s: %d steps", deployment, count)
+    size, spent = Path(job.output.steps).stat().st_size, time.perf_counter() - started
+    logging.info("%s: %d steps joined and written in %.2f s, %d bytes", deployment, count, spent, size)
 
     offload = params.get("offload")
     parallelism = {f"{kind}_parallel": params.get(f"{kind}_parallel", 1) for kind in ("tensor", "pipeline", "expert")}

@@ -17,7 +17,7 @@ from moecap.routing import read as read_routing
 from moecap.steps import STEP_SCHEMA, attention_pairs, context_read, step_batches, step_table, write_steps
 from moecap.structure import LayerKind
 
-from .systems import FakeRouting, brute_force, make_run, requests_of, schedule_of, small
+from .systems import FakeRouting, anatomy_of, brute_force, make_run, requests_of, schedule_of, small
 
 
 def assert_equal_to_brute_force(run, anatomy):
@@ -233,6 +233,14 @@ def test_routing_of_other_layers_is_refused():
         step_table(schedule_of(rows), requests_of([4]), FakeRouting(routing.ids, (1, 2)), anatomy)
     with pytest.raises(MoecapError, match="their routing is needed"):
         step_table(schedule_of(rows), requests_of([4]), None, anatomy)
+
+
+def test_an_encoder_is_refused():
+    layer = {"count": 1, "attention_params": 10, "dense_mlp_params": 30, "kv_elements_per_token": 4}
+    anatomy = anatomy_of([{**layer, "stack": "encoder"}, layer])
+    schedule = schedule_of([{"request": [0], "first_position": [0], "tokens": [4]}])
+    with pytest.raises(MoecapError, match="has an encoder"):
+        step_table(schedule, requests_of([4]), None, anatomy)
 
 
 def test_top_k_above_experts_is_refused():
