@@ -48,7 +48,7 @@ lint: ## ruff, snakefmt and snakemake --lint
 
 paper: ## the paper's own tables through our cost model and charts (no engine)
 	@envs/setup.sh core
-	@.venv-core/bin/snakemake --cores $(CORES) --configfile config/paper.yaml -- report $(ARGS)
+	@.venv-core/bin/snakemake --cores $(CORES) --configfile config/paper.yaml -- all $(ARGS)
 	@echo; echo "Report: $(CURDIR)/results/paper/report.html   Table: results/paper/cap.parquet"
 
 validate: ## bytes, S-MBU and the replay held against measurements, into docs/validation

@@ -1012,17 +1012,22 @@ _RENUMBER = {prefix: _renumber(prefix) for prefix in ("view_", "gradient_", "cli
 
 def to_svg(chart: alt.TopLevelMixin | Mapping[str, Any], mode: str = "light") -> str:
     """The chart as SVG text; no browser and no network is needed."""
+    return _svg(_json(chart, mode, background="white" if mode == "light" else "transparent"))
+
+
+@cache
+def _svg(text: str) -> str:
+    """Drawn once for all the formats that show it."""
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(_json(chart, mode, background="white" if mode == "light" else "transparent"))
-    return _RENUMBER["clip"](_RENUMBER["gradient_"](svg))
+    return _RENUMBER["clip"](_RENUMBER["gradient_"](vl_convert.vegalite_to_svg(text)))
 
 
 def to_png(chart: alt.TopLevelMixin | Mapping[str, Any], scale: float = 2.0) -> bytes:
     """The chart as PNG on white."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(_json(chart, "light", background="white"), scale=scale)
+    return vl_convert.svg_to_png(to_svg(chart), scale=scale)
 
 
 def to_html(chart: alt.TopLevelMixin | Mapping[str, Any], name: str) -> str:
