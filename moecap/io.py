@@ -114,7 +114,7 @@ def read_parquet(path: str | os.PathLike[str], columns: list[str] | None = None)
         return pq.read_table(path, columns=columns)
     except FileNotFoundError as error:
         raise MoecapError(f"{path} does not exist.") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MoecapError(
             f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}). It was left as it is; delete it to "
             "have it made again."

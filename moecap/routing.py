@@ -399,7 +399,7 @@ def _open(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path)
     except FileNotFoundError as error:
         raise MoecapError(f"{path} does not exist: no sequence was replayed for this model and precision.") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MoecapError(_broken(path, error)) from error
     missing = [c for c in COLUMNS if c not in file.schema_arrow.names]
     if missing:
@@ -419,7 +419,7 @@ def _open(path: Path) -> pq.ParquetFile:
 def _read_group(file: pq.ParquetFile, path: Path, group: int, columns: list[str]) -> pa.Table:
     try:
         return file.read_row_group(group, columns=columns)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MoecapError(_broken(path, error)) from error
 
 

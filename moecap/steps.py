@@ -142,7 +142,7 @@ def read_steps(path: str | os.PathLike[str], columns: list[str] | None = None) -
         for group in range(file.num_row_groups):
             try:
                 table = file.read_row_group(group, columns=wanted)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise _broken(path, error) from error
             for key, part in points_of(table):
                 if held and next(points_of(held[-1].slice(0, 1)))[0] != key:
@@ -585,7 +585,7 @@ def _check_file(path: str | os.PathLike[str], columns: Iterable[str]) -> None:
         names = pq.read_schema(path).names
     except FileNotFoundError as error:
         raise MoecapError(f"{path} does not exist.") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _broken(path, error) from error
     missing = [c for c in columns if c not in names]
     if missing:
