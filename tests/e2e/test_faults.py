@@ -70,7 +70,7 @@ class Workspace:
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", "snakemake", "--cores", "1", *arguments],
             cwd=self.folder,
-            env={**environment, "PYTHONDONTWRITEBYTECODE": "1", **env},
+            env={**environment, "PYTHONDONTWRITEBYTECODE": "", **env},
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
@@ -122,6 +122,7 @@ def two(demo: Path, tmp_path: Path) -> Workspace:
     """Two deployments: demo-int8, finished, and demo-bf16, of which everything but the timed runs is there."""
     found = Workspace(tmp_path / "workflow")
     found.rows("demo-bf16", "demo-int8", datasets="arithmetic", batch_sizes="1 4 16")
+    found.edit("config/config.yaml", lambda config: config.update(measured_bytes="none"))
     found.take(demo, "data", "models/demo-moe/bf16", "models/demo-moe/int8", "machine", "anatomy", "accuracy")
     found.take(demo, *(f"{stage}/demo-int8*" for stage in ("performance", "metrics", "cost")))
     found.take(demo, "routing/demo-moe/int8.parquet")
@@ -236,7 +237,6 @@ def test_the_disk_is_full(two: Workspace) -> None:
 @pytest.mark.engine
 def test_a_schedule_of_steps_that_is_cut_off(two: Workspace, demo: Path) -> None:
     """It is named, nothing is made from it, and it is put together again without an engine."""
-    two.rows("demo-int8")
     two.take(demo, "spool")
     schedule = two.results("performance/demo-int8/schedule.parquet")
     whole = pq.read_table(schedule)
