@@ -76,8 +76,7 @@ def collect(
         names.add(fill(paths.manifest, model=row["model"], precision="bf16"))
         names.add(fill(paths.machine, hardware=row["hardware"]))
     found = {Path(name) for name in names}
-    for folder in (paths.charts, paths.failures):
-        found.update(Path(folder).rglob("*"))
+    found.update(Path(paths.charts).rglob("*"))
     return sorted(p for p in found if p.is_file() and not any(part.startswith(".") for part in p.parts[-2:]))
 
 

@@ -39,7 +39,10 @@ _PERMANENT = re.compile(
     r"|must be divisible|Unsupported|NotImplementedError",
     re.IGNORECASE,
 )
-_MEMORY = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|MemoryError")
+_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|MemoryError"
+    r"|Available memory on node .* is less than requested"
+)
 _DISK = re.compile(r"No space left on device|Disk quota exceeded")
 
 

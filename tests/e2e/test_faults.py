@@ -193,10 +193,10 @@ def test_out_of_host_memory_under_a_limit(two: Workspace) -> None:
     """A real limit on the job's address space, and an engine that asks for more."""
 
     def greedy(engines: dict) -> None:
-        engines["vllm-cpu"]["options"]["engine_args"]["kv_cache_memory_bytes"] = 256 * 2**30
+        engines["vllm-cpu"]["options"]["engine_args"]["kv_cache_memory_bytes"] = 8 * 2**30
 
     two.edit("config/catalogue/engines.yaml", greedy)
-    run = two.run(POINTS, prefix=("prlimit", f"--as={64 * 2**30}"))
+    run = two.run(POINTS, prefix=("prlimit", f"--as={8 * 2**30}"))
     assert run.returncode == 1
     (line,) = two.lines("failed: ")
     assert line.startswith("failed: measure: demo-bf16: Out of host memory ("), line

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (MemoryError(), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (ValueError("Available memory on node 0 (10/16 GiB) on kv cache allocation is less than requested"), "memory"),
         (OSError(errno.ENOSPC, "No space left on device"), "transient"),
         (TimeoutError("NCCL"), "transient"),
         (ConnectionError("reset"), "transient"),
