@@ -450,7 +450,8 @@ def _cell(value: Any, show: Callable[[Any], str] = str, note: str = "", badge: s
 
 def _interval(row: Row, column: str, show: Callable[[Any], str]) -> Cell:
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
-    note = f"{show(low)} – {show(high)}" if low is not None and high is not None else ""
+    # In one line even where the note's other words wrap.
+    note = f"{show(low)}\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}{show(high)}" if low is not None and high is not None else ""
     return _cell(row[column], show, note, kind="number")
 
 
