@@ -450,8 +450,8 @@ def _cell(value: Any, show: Callable[[Any], str] = str, note: str = "", badge: s
 
 def _interval(row: Row, column: str, show: Callable[[Any], str]) -> Cell:
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
-    # In one line even where the note's other words wrap.
-    note = f"{show(low)}\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}{show(high)}" if low is not None and high is not None else ""
+    dash = "\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}"  # in one line even where the note's other words wrap
+    note = f"{show(low)}{dash}{show(high)}" if low is not None and high is not None else ""
     return _cell(row[column], show, note, kind="number")
 
 
