@@ -111,12 +111,12 @@ def test_a_deployment_says_how_much_before_anything_runs(tmp_path, monkeypatch):
     (tmp_path / "table.csv").write_text(TABLE)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PermanentError, match=r"line 2.*`offload` is 'dram'.*cpu_offload_gb"):
-        Campaign({"deployments": "table.csv"})
+        Campaign({"deployments": "table.csv", "cost": {"usd_per_kwh": 0.1}})
     engines = tmp_path / "config/catalogue/engines.yaml"
     entries = yaml.safe_load(engines.read_text())
     entries["vllm-cuda"]["options"]["engine_args"]["cpu_offload_gb"] = 16
     engines.write_text(yaml.safe_dump(entries))
-    campaign = Campaign({"deployments": "table.csv"})
+    campaign = Campaign({"deployments": "table.csv", "cost": {"usd_per_kwh": 0.1}})
     params = campaign.metrics_params(campaign.deployment("d"))
     assert params["offload"] == {"tier": "dram", "arguments": {"cpu_offload_gb": 16}}
     assert params["tiers"]["pcie"] == 2 * 64e9
