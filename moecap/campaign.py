@@ -119,6 +119,8 @@ class Campaign:
         for where, terms in [("cost", given), *((f"cost.deployments.{n}", t) for n, t in given.deployments.items())]:
             if terms.region is not None and terms.usd_per_kwh is None:
                 catalogue.region(terms.region, f"{self.source}: `{where}.region`")
+            if isinstance(terms.pue, str):
+                catalogue.site(terms.pue, f"{self.source}: `{where}.pue`")
         for row in self._rows():
             name = row["deployment"]
             try:
@@ -496,10 +498,19 @@ class Campaign:
 
     def _cost_params(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The slice of the catalogue and the terms that the cost of these deployments rests on."""
-        terms = self.config.cost.model_dump(mode="json", exclude_none=True)
         names = {row["deployment"] for row in rows}
-        terms["deployments"] = {name: own for name, own in terms["deployments"].items() if name in names}
+        own = {name: terms for name, terms in self._terms["deployments"].items() if name in names}
+        terms = {**self._terms, "deployments": own}
         return {"hardware": self._prices(rows), "settings": terms}
+
+    @cached_property
+    def _terms(self) -> dict[str, Any]:
+        """The `cost` part of the config, with the figures of the sites that it names."""
+        terms = self.config.cost.model_dump(mode="json", exclude_none=True)
+        for part in (terms, *terms["deployments"].values()):
+            if isinstance(part.get("pue"), str):
+                part["pue"] = self.catalogue.hardware.site(part["pue"]).pue
+        return terms
 
     def _prices(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The slice of the hardware catalogue that the cost of these deployments rests on."""
@@ -538,7 +549,7 @@ class Campaign:
 
     def published_hosts_params(self) -> dict[str, Any]:
         names = list(self.config.published.hosts) if self.config.published else []
-        terms = self.config.cost.model_dump(mode="json", exclude_none=True, exclude={"deployments", "hardware_usd"})
+        terms = {k: v for k, v in self._terms.items() if k not in ("deployments", "hardware_usd")}
         regions = [terms["region"]] if terms.get("region") and "usd_per_kwh" not in terms else []
         return {"names": names, "hardware": self.catalogue.hardware.slice(names, regions), "settings": terms}
 
@@ -669,7 +680,7 @@ class Campaign:
             "deployments": [row.model_dump(mode="json") for row in self.deployments.values()],
             "reference": self._calibrate_on,
             "compute_dtypes": self._compute_dtypes,
-            "settings": self.config.cost.model_dump(mode="json", exclude_none=True, exclude={"deployments"}),
+            "settings": {k: v for k, v in self._terms.items() if k != "deployments"},
             **self.config.plan.model_dump(mode="json", exclude={"calibrate_on"}),
         }
 

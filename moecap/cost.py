@@ -246,7 +246,7 @@ def settings(given: Mapping[str, Any], hardware: Hardware, deployment: str | Non
     years = _number(merged, "years", 3.0)
     if years <= 0:
         raise MoecapError(f"cost: `years` is {years:g}; the lifetime must be positive (a year is 8,766 h).")
-    pue = _number(merged, "pue", 1.0)
+    pue = _pue(merged, hardware)
     if pue < 1:
         raise MoecapError(f"cost: `pue` is {pue:g}; a site draws at least what its machines draw, so it is 1 or more.")
     utilisation = _number(merged, "utilisation", 1.0)
@@ -283,6 +283,14 @@ def settings(given: Mapping[str, Any], hardware: Hardware, deployment: str | Non
         **prices,
         **{key: merged.get(key) for key in ("spot", "elastic", "serverless")},
         seed=int(merged.get("seed") or 0),
+    )
+
+
+def _pue(values: Mapping[str, Any], hardware: Hardware) -> float:
+    """A figure, or that of a site of the catalogue."""
+    given = values.get("pue")
+    return (
+        hardware.site(given).pue if isinstance(given, str) and given in hardware.sites else _number(values, "pue", 1.0)
     )
 
 

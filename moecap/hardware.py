@@ -370,6 +370,19 @@ class Hardware(Strict):
             )
         return self.electricity[name]
 
+    def site(self, name: str, where: str = "cost.pue") -> Site:
+        """The power usage effectiveness of a site.
+
+        Raises:
+            MoecapError: the site is not in the catalogue.
+        """
+        if name not in self.sites:
+            raise MoecapError(
+                f"{where}: no power usage effectiveness is known for site {name!r}. {nearest(name, self.sites)} "
+                "Or give a figure."
+            )
+        return self.sites[name]
+
     def match_gpu(self, detected: str, memory_bytes: int | None = None) -> str:
         """The entry for what NVML or ROCm calls a device.
 

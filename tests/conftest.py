@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is slow, not wrong: no test may fail by the clock.
+settings.register_profile("moecap", deadline=None)
+settings.load_profile("moecap")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -83,6 +83,7 @@ MISTAKES = {
         set_key("cost", "region", value="us-averag"),
         ["my.yaml", "`cost.region`", "'us-averag'", "'us-average'"],
     ),
+    "unknown site": (set_key("cost", "pue", value="gogle"), ["my.yaml", "`cost.pue`", "'gogle'", "'google'"]),
     "terms of a deployment that is not there": (
         set_key("cost", "deployments", value={"demo-int9": {"years": 5}}),
         ["my.yaml", "`cost.deployments`", "'demo-int9'", "'demo-int8'"],

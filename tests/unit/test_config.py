@@ -233,3 +233,18 @@ def test_generated_pages_are_in_step() -> None:
         assert json.loads((ROOT / f"config/schemas/{name}.json").read_text()) == schema, (
             "run `python -m moecap.reference`"
         )
+
+
+def test_terms_of_cost_per_deployment_and_by_site(site: Path) -> None:
+    Path("table.csv").write_text(HEADER + ROW + "e,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic,1\n")
+    own = {"e": {"region": "us-residential", "pue": "aws", "utilisation": 0.5}}
+    campaign = Campaign(
+        {"deployments": "table.csv", "cost": {"region": "us-average", "pue": "google", "deployments": own}}, "my.yaml"
+    )
+    first, second = (campaign.cost_params(campaign.deployments[name]) for name in ("d", "e"))
+    # each depends on its own terms and prices, and on nobody else's; a site's figure is in them, not its name
+    assert first["settings"]["deployments"] == {} and first["settings"]["pue"] == 1.1
+    assert second["settings"]["deployments"] == {"e": {"region": "us-residential", "pue": 1.15, "utilisation": 0.5}}
+    assert set(first["hardware"]["electricity"]) == {"us-average"}
+    assert set(second["hardware"]["electricity"]) == {"us-average", "us-residential"}
+    assert campaign.plan_params()["settings"]["pue"] == 1.1

@@ -202,6 +202,14 @@ def test_wrong_settings_are_named(catalogue: Hardware, given: dict[str, Any], me
         cost.settings({**GIVEN, **given}, catalogue)
 
 
+def test_pue_is_a_figure_or_a_sites(catalogue: Hardware) -> None:
+    assert cost.settings({**GIVEN, "pue": "google"}, catalogue).pue == catalogue.site("google").pue == 1.1
+    with pytest.raises(MoecapError, match=r"'gogle'.*Did you mean 'google'"):
+        catalogue.site("gogle")
+    with pytest.raises(MoecapError, match="`pue` is 'gogle'"):
+        cost.settings({**GIVEN, "pue": "gogle"}, catalogue)
+
+
 def test_settings_per_deployment(catalogue: Hardware) -> None:
     given = {"years": 3, "region": "us-average", "deployments": {"mine": {"usd_per_kwh": 0.3, "years": 5}}}
     assert cost.settings(given, catalogue, "mine").usd_per_kwh.value == 0.3
