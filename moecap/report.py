@@ -448,10 +448,14 @@ def _cell(value: Any, show: Callable[[Any], str] = str, note: str = "", badge: s
     )
 
 
+def _unbroken(text: str) -> str:
+    """In one line even where the words around it wrap."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _interval(row: Row, column: str, show: Callable[[Any], str]) -> Cell:
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
-    dash = "\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}"  # in one line even where the note's other words wrap
-    note = f"{show(low)}{dash}{show(high)}" if low is not None and high is not None else ""
+    note = _unbroken(f"{show(low)} –\N{WORD JOINER} {show(high)}") if low is not None and high is not None else ""
     return _cell(row[column], show, note, kind="number")
 
 
@@ -541,9 +545,9 @@ def leaderboard(rows: Sequence[Row]) -> View:
 def _plus_minus(row: Row) -> str:
     parts = []
     if row["accuracy_stderr"] is not None:
-        parts.append(f"± {100 * row['accuracy_stderr']:.1f}")
+        parts.append(_unbroken(f"± {100 * row['accuracy_stderr']:.1f}"))
     if row["accuracy_n"] is not None:
-        parts.append(f"n = {row['accuracy_n']}")
+        parts.append(_unbroken(f"n = {row['accuracy_n']}"))
     return ", ".join(parts)
 
 
