@@ -3,7 +3,8 @@
 The rules are those of vLLM and SGLang: tensor parallelism (TP) splits matrices by heads, widths and vocabulary; with
 fewer KV heads than ranks a head's keys and values are kept more than once, and a compressed KV (MLA) on every rank;
 norms and routers are kept whole everywhere. Expert parallelism (EP) places whole experts over the TP × DP ranks of a
-stage. Pipeline parallelism (PP) cuts the layers into runs. Data parallelism (DP) repeats the rest.
+stage; without it every expert is split over those ranks. Pipeline parallelism (PP) cuts the layers into runs. Data
+parallelism (DP) repeats the rest; replicas that share nothing are systems of their own, each with dp = 1.
 """
 
 from __future__ import annotations
@@ -176,8 +177,8 @@ def _shard(kind: LayerKind, tp: int, ep: int, dp: int, shared: str) -> LayerKind
         attention = (kv * keys + kept * whole + Fraction(rest, tp)) / kind.attention_params
     else:
         attention = Fraction(1, tp)
-    # Experts: whole ones over the EP ranks; what ranks are left over share an expert.
-    cut = Fraction(ep, tp * dp) if ep > 1 else Fraction(1, tp)
+    # Experts: whole ones over the EP ranks; what ranks are left over share an expert, as all do without EP.
+    cut = Fraction(ep, tp * dp)
     shared_part = Fraction(1, tp) if shared == "split" else whole
 
     def part(value: float, share: Fraction) -> int:

@@ -334,6 +334,15 @@ def test_expert_parallelism_places_whole_experts():
         per_device(a, ep=16)
 
 
+def test_data_parallel_ranks_split_the_experts_and_repeat_the_rest():
+    a = anatomy(deepseek(), "bf16")
+    view = per_device(a, tp=2, dp=2)
+    assert view.devices == 4
+    assert view.components["routed_experts"] == a.components["routed_experts"].bytes // 4
+    assert view.components["attention"] == per_device(a, tp=2).components["attention"]
+    assert view.kv_bytes_per_token == a.kv_bytes_per_token
+
+
 def test_shared_experts_split_or_replicate():
     a = anatomy(deepseek(), "bf16")
     whole = a.components["shared_experts"].bytes
