@@ -53,6 +53,30 @@ def test_measured_bytes_are_the_predicted_ones_and_in_the_report(demo: Path) -> 
     assert "Predicted against measured bytes: demo-moe, bf16" in (demo / "report.html").read_text()
 
 
+def test_the_planner_is_held_against_what_was_measured_and_the_report_says_so(demo: Path, cap: pd.DataFrame) -> None:
+    found = pd.read_parquet(demo / "planner/cross_check.parquet")
+    key = ["deployment", "dataset", "batch_size"]
+    measured = cap.set_index(key).tpot_s
+    assert found.set_index(key).measured_tpot_s.to_dict() == measured.to_dict()  # every point, at four batch sizes
+    assert (found.in_sample == (found.deployment == "demo-bf16")).all() and set(found.calibrated_on) == {"demo-bf16"}
+    assert found.error.to_numpy() == pytest.approx((found.predicted_tpot_s / found.measured_tpot_s - 1).to_numpy())
+    # what was calibrated on one deployment is of use for the others; the bare roofline is only a bound
+    assert found.error[~found.in_sample].abs().median() < 0.5
+    assert found.error.abs().median() < found.uncalibrated_error.abs().median()
+    report = (demo / "report.html").read_text()
+    assert "predicted against measured time per output token" in report
+    note = json.loads(pq.read_schema(demo / "planner/cross_check.parquet").metadata[b"moecap"])["note"]
+    assert note.split("planner")[0] in report and "16 points that it had not seen" in report
+
+
+def test_costs_have_intervals_and_the_evaluation_a_price(cap: pd.DataFrame) -> None:
+    for name in ("hardware_usd", "usd_per_million_tokens", "usd_per_million_input_tokens", "run_usd", "evaluation_usd"):
+        assert (cap[f"{name}_low"] <= cap[name]).all() and (cap[name] <= cap[f"{name}_high"]).all(), name
+        assert (cap[f"{name}_low"] < cap[f"{name}_high"]).all(), name
+    per_request = cap.run_usd / cap.requests
+    assert cap.evaluation_usd.to_numpy() == pytest.approx((per_request * cap.accuracy_n).to_numpy())
+
+
 def test_estimates_are_labelled(cap: pd.DataFrame) -> None:
     assert cap.energy_source.str.contains("estimated|rapl|nvml").all()
     assert cap.workload.str.contains("output tokens fixed").all()
