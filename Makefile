@@ -21,10 +21,10 @@ demo: ## train, quantize, serve, score, cost and chart a small MoE on this machi
 	@$(SNAKEMAKE) $(ARGS)
 	@echo; echo "Report: $(CURDIR)/results/report.html   Table: results/cap.parquet"
 
-test: ## linters, unit, property and DAG tests, and the demo end to end
+test: ## linters, unit, property and DAG tests, the demo end to end and through a real Slurm
 	@envs/setup.sh dev quantize
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest -m "not slow and not slurm" $(ARGS)
+	@$(BIN)/pytest -m "not slow" $(ARGS)
 
 test-all: ## everything, the slow tests and the real Slurm too
 	@envs/setup.sh dev quantize

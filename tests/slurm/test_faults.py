@@ -158,6 +158,7 @@ def test_out_of_time_is_tried_again_with_more(start, cluster):
     assert "DUE TO TIME LIMIT" in run.slurm_logs("slow")
 
 
+@pytest.mark.slow
 def test_failure_of_its_own_gets_nothing_more(start, cluster):
     run = start({"wrong": {"need": {"stage": "cost"}, "command": "echo it is broken; exit 3"}}, "--retries", "1")
     assert run.wait() != 0
@@ -165,6 +166,7 @@ def test_failure_of_its_own_gets_nothing_more(start, cluster):
     assert tres(first) == tres(second) and first["TimeLimit"] == second["TimeLimit"]
 
 
+@pytest.mark.slow
 def test_cancelled_requeued_and_lost(start, cluster):
     """``scancel``, ``scontrol requeue`` and a node set to DOWN, while the jobs run; all of them finish."""
     wait = "echo $SLURM_JOB_ID >> {f}/started-{n}; while [ ! -e {f}/go ]; do sleep 0.2; done; echo {n} ended"
@@ -226,6 +228,7 @@ def test_snakemake_killed_and_started_again(start, cluster):
     assert not (run.folder / "results/running.json").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_left_to_do(start, cluster):
     jobs = {"once": {"need": {"stage": "cost"}, "command": "echo once"}}
     assert start(jobs).wait() == 0
