@@ -562,7 +562,7 @@ class Campaign:
             "failures": self.failures,
             **self.config.cap.model_dump(mode="json"),
             "provenance": {
-                "config": digest(self.config.model_dump(mode="json", exclude={"site", "plan", "a", "b"})),
+                "config": digest(self.config.model_dump(mode="json", exclude={"site", "plan", "before", "after"})),
                 "seed": self.config.seed,
             },
         }
@@ -656,7 +656,7 @@ class Campaign:
         return {
             "results": self.config.results,
             "name": self.config.archive,
-            "config": self.config.model_dump(mode="json", exclude={"site", "a", "b"}),
+            "config": self.config.model_dump(mode="json", exclude={"site", "before", "after"}),
             "deployments": self._rows(),
             "catalogue": {**catalogue, "hardware": hardware},
             "redraw": {"charts": self.chart_params(), "report": self.report_params()},

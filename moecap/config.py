@@ -222,8 +222,10 @@ class Config(Strict):
         description="name of the archive that `snakemake archive` makes; or one that exists, `FILE.tar.zst`: charts "
         "and report are then drawn from it alone, below results/redrawn",
     )
-    a: str | None = Field(default=None, description="an archive: `snakemake compare --config a=FILE b=FILE`")
-    b: str | None = Field(default=None, description="the archive that is better or worse than `a`")
+    before: str | None = Field(
+        default=None, description="an archive: `snakemake compare --config before=A.tar.zst after=B.tar.zst`"
+    )
+    after: str | None = Field(default=None, description="the archive that got better or worse")
     trust_remote_code: tuple[Name, ...] = Field(
         default=(), description="models whose own code from the hub may run here; none by default"
     )

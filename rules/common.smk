@@ -114,7 +114,7 @@ def report_over_what_there_is():
         return
     for line in summary(paths.failures, os.environ[RUN]):
         logger.error(line)
-    if not campaign.deployments or campaign.config.a or campaign.config.b:
+    if not campaign.deployments or campaign.config.before:
         return
     # The config as it is, whatever it was made from; only tables and charts are made, here, by no cluster's profile.
     config_file = campaign.partial_config()
@@ -154,7 +154,7 @@ def compared(which):
         if getattr(campaign.config, which) is None:
             raise WorkflowError(
                 f"compare needs two archives and `{which}` is not given: "
-                "snakemake compare --config a=A.tar.zst b=B.tar.zst"
+                "snakemake compare --config before=A.tar.zst after=B.tar.zst"
             )
         return getattr(campaign.config, which)
 

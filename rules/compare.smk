@@ -3,8 +3,8 @@
 
 rule compare:
     input:
-        a=compared("a"),
-        b=compared("b"),
+        a=compared("before"),
+        b=compared("after"),
     output:
         table=f"{paths.comparison}.parquet",
         markdown=f"{paths.comparison}.md",
