@@ -16,7 +16,7 @@ from moecap.accuracy import check_task
 from moecap.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, PrecisionEntry
 from moecap.config import Config, Deployment, load_config, read_deployments, row_lines
 from moecap.cost import settings
-from moecap.engines.base import Machine, catalogue_machine, check_can_serve, this_machine
+from moecap.engines.base import Machine, catalogue_machine, check_can_serve, kinds, this_machine
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.failures import applies, read_failures
 from moecap.hardware import System, hardware_files
@@ -151,6 +151,11 @@ class Campaign:
         precision = catalogue.find("precision", row.precision, where)
         engine = catalogue.find("engine", row.engine, where)
         system = catalogue.hardware.find(row.hardware, where)
+        if engine.kind not in kinds():
+            raise MoecapError(
+                f"{where}: engine {row.engine!r} of {catalogue.file('engines')}: `kind` is {engine.kind!r}, which is "
+                f"no file moecap/engines/{engine.kind}_engine.py. {nearest(engine.kind, kinds())}"
+            )
         for dataset in row.datasets:
             task = catalogue.find("dataset", dataset, where, key="datasets").task
             check_task(task, where=f"{where}: dataset {dataset!r} of {catalogue.file('datasets')}: `task`")
@@ -402,6 +407,10 @@ class Campaign:
     def engine_version(self, engine: str) -> str | None:
         entry = self.engine(engine)
         return pinned_version(entry.environment, entry.distribution)
+
+    def engine_file(self, deployment: str) -> str:
+        """Path of the engine's own code, which is loaded by name and so seen by nobody who reads imports."""
+        return f"moecap/engines/{self.engine(self.deployment(deployment).engine).kind}_engine.py"
 
     def performance_params(self, row: Deployment) -> dict[str, Any]:
         """What a timed run depends on: neither prices nor anything of accuracy."""

@@ -33,10 +33,11 @@ def code_fingerprint(script: str | Path, *more: str | Path) -> str:
     edit in the library reruns the rules that use it and no others, and a fresh checkout none. Found by reading the
     sources: nothing is imported. An ``import_module`` by name is not seen; what is loaded so must be named by an
     ordinary import, or given in ``more`` together with templates and other files that the script reads from the
-    repository (a folder stands for its files).
+    repository (a folder stands for its files; a Python file brings the modules that it imports).
     """
     combined = hashlib.sha256(_file_hash(Path(script).resolve()))
-    for module in sorted(_modules_of(Path(script).resolve())):
+    sources = [Path(script), *(path for path in map(Path, more) if path.suffix == ".py")]
+    for module in sorted(set().union(*(_modules_of(path.resolve()) for path in sources))):
         combined.update(module.encode())
         combined.update(_file_hash(_module_file(module)))
     for path in map(Path, more):

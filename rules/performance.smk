@@ -43,6 +43,6 @@ rule measure:
         **asked("measure"),
     params:
         run=lambda wc: campaign.performance_params(campaign.deployment(wc.deployment)),
-        code=code("performance.py"),
+        code=lambda wc: code("performance.py", campaign.engine_file(wc.deployment)),
     script:
         "../scripts/performance.py"

@@ -20,11 +20,10 @@ from typing import Any
 
 from moecap.errors import MoecapError, PermanentError, nearest
 
-# Kind of engine (catalogue key `kind`) -> "module:class". Entries of the same kind differ in device and options.
-KINDS = {
-    "vllm": "moecap.engines.vllm_engine:VllmEngine",
-    "transformers": "moecap.engines.transformers_engine:TransformersEngine",
-}
+
+def kinds() -> list[str]:
+    """Kinds of engine (catalogue key `kind`): KIND_engine.py in this folder. Entries of one kind differ in options."""
+    return sorted(path.stem.removesuffix("_engine") for path in Path(__file__).parent.glob("*_engine.py"))
 
 
 @dataclass(frozen=True)
@@ -200,10 +199,15 @@ def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
 
 def engine_class(kind: str) -> type[Engine]:
     """The class behind a catalogue entry's ``kind``; imports the engine."""
-    if kind not in KINDS:
-        raise MoecapError(f"Engine kind {kind!r} is unknown. {nearest(kind, KINDS)}")
-    module, _, name = KINDS[kind].partition(":")
-    return getattr(import_module(module), name)
+    if kind not in kinds():
+        raise MoecapError(f"Engine kind {kind!r} is unknown. {nearest(kind, kinds())}")
+    module = import_module(f"moecap.engines.{kind}_engine")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Engine) and value.__module__ == module.__name__
+    ]
+    return found
 
 
 @contextmanager

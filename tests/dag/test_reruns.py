@@ -75,6 +75,11 @@ ROWS = [
         {"quantize": 1, "anatomy": 1, "evaluate": 1, "measure": 1, "replay": 1, **below_metrics(1)},
     ),
     Row("a script", (("scripts/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
+    Row(
+        "an engine's code",
+        (("moecap/engines/vllm_engine.py", '"""', '"""Edited. '),),
+        {"measure": 3, "replay": 3, **below_metrics(3)},
+    ),
     Row("a chart's code", (("moecap/charts.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
     Row(
         "a template of the report",
