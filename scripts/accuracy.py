@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from moecap.accuracy import ROW_SCHEMA, evaluate
 from moecap.demo import local_data
+from moecap.hub import check_checkpoint
 from moecap.io import write_parquet
 from moecap.provenance import provenance
 from moecap.workflow import script
@@ -19,8 +20,10 @@ with script(snakemake) as job:  # noqa: F821
     files = settings.get("data_files") or (
         local_data(str(job.input.data), job.wildcards.dataset) if job.input.data else None
     )
+    checkpoint = Path(job.input.manifest).parent
+    check_checkpoint(checkpoint)
     row, samples = evaluate(
-        Path(job.input.manifest).parent,
+        checkpoint,
         settings["dataset"],
         settings["engine"],
         data_files=files,
