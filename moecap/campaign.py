@@ -110,29 +110,32 @@ class Campaign:
     def _check_cost(self) -> None:
         """Prices are asked for last, after days of measuring: what is wrong with them is said at the start."""
         catalogue, given = self.catalogue.hardware, self.config.cost
-        names = [row["deployment"] for row in self._rows()]
+        rows = {row["deployment"]: row for row in self._rows()}
         for name in given.deployments:
-            if name not in names:
+            if name not in rows:
                 raise MoecapError(
-                    f"{self.source}: `cost.deployments` names {name!r}, which is no deployment. {nearest(name, names)}"
+                    f"{self.source}: `cost.deployments` names {name!r}, which is no deployment. {nearest(name, rows)}"
                 )
         for where, terms in [("cost", given), *((f"cost.deployments.{n}", t) for n, t in given.deployments.items())]:
             if terms.region is not None and terms.usd_per_kwh is None:
                 catalogue.region(terms.region, f"{self.source}: `{where}.region`")
             if isinstance(terms.pue, str):
                 catalogue.site(terms.pue, f"{self.source}: `{where}.pue`")
-        for row in self._rows():
-            name = row["deployment"]
+        for name in (None, *given.deployments):
             try:
-                terms = settings(given.model_dump(mode="json"), catalogue, name)
+                settings(self._terms, catalogue, name)
             except MoecapError as error:
                 raise MoecapError(f"{self.source}: {error}") from None
-            system = catalogue.find(row["hardware"])
+        priced = {name for name, terms in given.deployments.items() if terms.hardware_usd is not None}
+        bought: dict[str, list[str]] = {}
+        for name, row in rows.items():
+            if given.hardware_usd is None and name not in priced:
+                bought.setdefault(row["hardware"], []).append(name)
+        for hardware, of in bought.items():
             try:
-                system.purchase(row["devices"], {"cores": 1, "memory_bytes": 1})
+                catalogue.find(hardware).purchase(1, {"cores": 1, "memory_bytes": 1})
             except MoecapError as error:
-                if terms.hardware_usd is None:
-                    self._warn(f"{error} Until then what {name} costs to buy is null.")
+                self._warn(f"{error} Until then what {', '.join(of)} cost to buy is null.")
 
     def _check_plan(self) -> None:
         for name in self.config.plan.systems or ():

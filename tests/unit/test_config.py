@@ -248,3 +248,13 @@ def test_terms_of_cost_per_deployment_and_by_site(site: Path) -> None:
     assert set(first["hardware"]["electricity"]) == {"us-average"}
     assert set(second["hardware"]["electricity"]) == {"us-average", "us-residential"}
     assert campaign.plan_params()["settings"]["pue"] == 1.1
+
+
+def test_hardware_without_a_price_is_a_warning_at_the_start(site: Path) -> None:
+    columns = "H100-NVL-94GB,1,gsm8k,1"
+    Path("table.csv").write_text(HEADER + f"f,mixtral-8x7b,bf16,vllm-cuda,{columns}\n")
+    given = {"deployments": "table.csv", "cost": {"region": "us-average"}}
+    warnings = " ".join(Campaign(given).warnings)
+    assert "H100-NVL-94GB: no price is known" in warnings and "f cost to buy is null" in warnings
+    given["cost"] = {"region": "us-average", "deployments": {"f": {"hardware_usd": 60_000}}}
+    assert "no price is known" not in " ".join(Campaign(given).warnings)
