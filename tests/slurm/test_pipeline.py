@@ -162,6 +162,8 @@ def test_the_demo_through_the_profile(demo: Path, workflow: Workflow, cluster: C
     rows = [{"deployment": f"demo-{p}", "precision": p, **ROW, "batch_sizes": "2"} for p in ("bf16", "int4")]
     settings = {"accuracy": {"limit": 24}, "cap": {"reference": "demo-bf16"}}
     config = write_campaign(workflow.folder, "small", rows, **settings)
+    campaign = workflow.campaign(config)
+    requests = Requests(campaign)
     before = set(cluster.jobs())
     first = workflow.start(config)
     cluster.wait(lambda: any("rule_measure" in c for c in comments(cluster, *before)), "a timed run", 600)
@@ -169,8 +171,6 @@ def test_the_demo_through_the_profile(demo: Path, workflow: Workflow, cluster: C
     write_campaign(workflow.folder, "small", rows, **settings)
     assert first.wait(900) == 0, workflow.log.read_text()[-5000:]
 
-    campaign = workflow.campaign(config)
-    requests = Requests(campaign)
     jobs = [job for number, job in cluster.jobs().items() if number not in before]
     by_comment = {job["Comment"]: job for job in jobs}
     assert len(by_comment) == len(jobs), "each job was submitted once"
