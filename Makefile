@@ -43,7 +43,7 @@ lint: ## ruff, snakefmt and snakemake --lint
 	@envs/setup.sh dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/snakefmt --check Snakefile rules
+	@$(BIN)/snakefmt --check Snakefile rules tests/slurm/Snakefile
 	@$(BIN)/snakemake --lint
 
 paper: ## the paper's own tables through our cost model and charts (no engine)
