@@ -411,6 +411,12 @@ class Campaign:
         entry = self.engine(engine)
         return pinned_version(entry.environment, entry.distribution)
 
+    @property
+    def conda_environment(self) -> str:
+        """envs/NAME.yaml of the rules that load an engine: one for all of them, that of GPUs before that of CPUs."""
+        engines = [self.engine(row.engine) for row in self.deployments.values()]
+        return next((e.environment for e in sorted(engines, key=lambda e: e.device == "cpu")), "engine-cpu")
+
     def engine_file(self, deployment: str) -> str:
         """Path of the engine's own code, which is loaded by name and so seen by nobody who reads imports."""
         return f"moecap/engines/{self.engine(self.deployment(deployment).engine).kind}_engine.py"

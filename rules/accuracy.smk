@@ -16,7 +16,7 @@ rule evaluate:
         dataset="[^/]+",
         settings="[0-9a-f]{8}",
     conda:
-        "../envs/engine-cpu.yaml"
+        f"../envs/{campaign.conda_environment}.yaml"
     container:
         cluster.container
     resources:

@@ -10,7 +10,7 @@ rule calibrate:
     benchmark:
         benchmark_of("calibrate", "hardware")
     conda:
-        "../envs/engine-cpu.yaml"
+        f"../envs/{campaign.conda_environment}.yaml"
     threads: timed_threads
     resources:
         **asked("calibrate"),
@@ -35,7 +35,7 @@ rule measure:
     benchmark:
         benchmark_of("measure", "deployment")
     conda:
-        "../envs/engine-cpu.yaml"
+        f"../envs/{campaign.conda_environment}.yaml"
     container:
         cluster.container
     threads: timed_threads

@@ -13,7 +13,7 @@ rule replay:
     benchmark:
         benchmark_of("replay", "model", "precision")
     conda:
-        "../envs/engine-cpu.yaml"
+        f"../envs/{campaign.conda_environment}.yaml"
     container:
         cluster.container
     threads: 2

@@ -119,6 +119,13 @@ def test_an_engine_without_a_kernel_is_refused_before_anything_runs(site: Path) 
     assert "vllm-rocm has no kernel" in message and "Engines that do: vllm-cuda, " in message
 
 
+def test_conda_users_get_the_environment_of_their_engine(site: Path) -> None:
+    config = {"deployments": "table.csv", "cost": {"region": "us-average"}}
+    assert Campaign(config).conda_environment == "engine-cpu"
+    change(",vllm-cpu,this-machine,", ",vllm-cuda,H100-SXM5-80GB,")
+    assert Campaign(config).conda_environment == "engine-cuda"
+
+
 def test_a_model_without_a_source_is_refused(site: Path) -> None:
     with Path("config/catalogue/models.yaml").open("a") as models:
         models.write("\nnowhere:\n  licence: mit\n")
