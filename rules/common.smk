@@ -135,7 +135,7 @@ def report_over_what_there_is():
         "--configfile",
         config_file,
     ]
-    command += ["--allowed-rules", *campaign.reporting_rules, "--", "report"]
+    command += ["--allowed-rules", *campaign.reporting_rules, "--", "charts", "report"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         logger.error(
