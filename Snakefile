@@ -29,7 +29,6 @@ include: "rules/metrics.smk"
 include: "rules/cost.smk"
 include: "rules/published.smk"
 include: "rules/compare.smk"
-include: "rules/targets.smk"
 
 
 if campaign.archive_file:
@@ -41,6 +40,9 @@ else:
     include: "rules/report.smk"
     include: "rules/archive.smk"
     include: "rules/plan.smk"
+
+
+include: "rules/targets.smk"
 
 
 rule all:

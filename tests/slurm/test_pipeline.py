@@ -42,7 +42,8 @@ def cluster() -> Iterator[Cluster]:
         Nodes("big", 2, cpus=128, memory_mb=2_000_000, gpus={"a100": 8, "h200": 8}, running=False),
     ]
     partitions = [Partition("gpu", ("big",), state="DOWN"), Partition("cpu", ("n",), default=True)]
-    with Cluster(nodes=nodes, partitions=partitions) as running:
+    # However slow this machine is: jobs are read back at the end of a test.
+    with Cluster(nodes=nodes, partitions=partitions, settings={"MinJobAge": "7200"}) as running:
         yield running
 
 
@@ -183,8 +184,8 @@ def test_the_demo_through_the_profile(demo: Path, workflow: Workflow, cluster: C
         comment = "rule_evaluate_wildcards_" + "_".join(wildcards[k] for k in order_of("evaluate", file, wildcards))
         assert_asked(by_comment[comment], requests.resources("evaluate", wildcards))
     assert all(job["Partition"] == "cpu" and job["JobState"] == "COMPLETED" for job in jobs)
-    # Charts and tables ran here.
-    assert not [c for c in by_comment if any(local in c for local in ("rule_cap", "rule_charts", "rule_report"))]
+    rules = {c.removeprefix("rule_").split("_wildcards")[0] for c in by_comment if "tables-" not in c}
+    assert rules <= {"calibrate", "evaluate", "measure", "measure_bytes", "replay"}, "charts and tables are made here"
 
     # Started again: only what the edit asks for is submitted, and only the new point is measured.
     seen = set(cluster.jobs())
