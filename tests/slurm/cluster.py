@@ -97,6 +97,7 @@ class Cluster:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.nodes, self.partitions, self.settings = tuple(nodes), tuple(partitions), dict(settings or {})
+        self.environment: dict[str, str] = {}  # of the daemons, beside this process's
         self._given = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[str] | None = None
@@ -235,12 +236,16 @@ class Cluster:
             f"--pid-file={munge}/munged.pid", f"--log-file={munge}/munged.log", f"--seed-file={munge}/seed",
         )  # fmt: skip
         self.wait(lambda: (munge / "munge.socket").exists(), "munged", 10)
+        self._after_munge()
         self._run("slurmctld", "-D", "-i")
         for group in self.nodes:
             for name in group.names if group.running else ():
                 self._run("slurmd", "-D", "-N", name, name=f"slurmd {name}")
         running = [n for g in self.nodes if g.running for n in g.names]
         self.wait(lambda: all(s.startswith("idle") for s in self.node_states(running).values()), "nodes to be idle", 60)
+
+    def _after_munge(self) -> None:
+        """What else has to run before the controller: nothing, on a cluster without accounts."""
 
     def _run(self, program: str, *arguments: str, name: str | None = None) -> None:
         with (self.folder / f"{(name or program).replace(' ', '.')}.out").open("wb") as out:
@@ -250,6 +255,7 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
+                env={**os.environ, **self.environment},
             )
 
     def _started_steps(self) -> list[str]:
