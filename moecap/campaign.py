@@ -293,15 +293,17 @@ class Campaign:
             "trust_remote_code": row.model in self.config.trust_remote_code,
         }
 
+    def _accuracy_wildcards(self, row: Deployment, dataset: str) -> dict[str, str]:
+        return {
+            "model": row.model,
+            "precision": row.precision,
+            "engine": row.engine,
+            "dataset": dataset,
+            "settings": digest(self.accuracy_settings(row, dataset), 8),
+        }
+
     def accuracy_file(self, row: Deployment, dataset: str) -> str:
-        return fill(
-            self.paths.accuracy,
-            model=row.model,
-            precision=row.precision,
-            engine=row.engine,
-            dataset=dataset,
-            settings=digest(self.accuracy_settings(row, dataset), 8),
-        )
+        return fill(self.paths.accuracy, **self._accuracy_wildcards(row, dataset))
 
     def accuracy_files(self, row: Deployment) -> list[str]:
         return [self.accuracy_file(row, dataset) for dataset in row.datasets]
@@ -316,19 +318,7 @@ class Campaign:
 
     def accuracy_jobs(self) -> list[tuple[str, dict[str, str]]]:
         """Every accuracy file with its wildcards."""
-        return [
-            (
-                file,
-                {
-                    "model": row.model,
-                    "precision": row.precision,
-                    "engine": row.engine,
-                    "dataset": dataset,
-                    "settings": digest(self.accuracy_settings(row, dataset), 8),
-                },
-            )
-            for file, (row, dataset) in self._accuracy_rows.items()
-        ]
+        return [(file, self._accuracy_wildcards(row, dataset)) for file, (row, dataset) in self._accuracy_rows.items()]
 
     def _there(self, files: list[str]) -> list[str]:
         """All of ``files``; in a partial report those that exist."""

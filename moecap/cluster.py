@@ -55,6 +55,7 @@ class Cluster:
         self.campaign = campaign
         self.site = site or _site_of(campaign)
         self._asked: dict[tuple[Any, ...], dict[str, int | str]] = {}
+        self._sizes: dict[tuple[str, str], int | None] = {}
 
     def resources(self, rule: str, wildcards: Mapping[str, str], attempt: int = 1) -> dict[str, int | str]:
         """What a rule's job with these wildcards asks for at its ``attempt``, more of what earlier ones lacked."""
@@ -110,8 +111,7 @@ class Cluster:
         # A quantization reads the bf16 checkpoint: that is what has to fit.
         weights = self.weight_bytes(model, "bf16" if rule == "quantize" else precision)
         if weights is None:
-            rows = [self.campaign.deployment(d) for d in self.campaign.deployments]
-            sizes = [self._row_need(rule, r, 1) for r in rows if r.model == model]
+            sizes = [self._row_need(rule, r, 1) for r in self.campaign.deployments.values() if r.model == model]
             weights = max((n.devices * (n.device_memory_bytes or 0) for n in sizes), default=0)
         return Need(rule, weight_bytes=weights, points=1)
 
@@ -132,10 +132,6 @@ class Cluster:
             except (MoecapError, KeyError, TypeError, ValueError):
                 self._sizes[model, precision] = None
         return self._sizes[model, precision]
-
-    @cached_property
-    def _sizes(self) -> dict[tuple[str, str], int | None]:
-        return {}
 
     @property
     def container(self) -> str | None:
@@ -183,9 +179,8 @@ class Cluster:
         asked = []
         for job_rule, wildcards, _ in self.jobs:
             if job_rule == rule:
-                with contextlib.suppress(
-                    MoecapError
-                ):  # said when the job is planned, if it is sent to a cluster at all
+                # An error is said when the job is planned, if it is sent to a cluster at all.
+                with contextlib.suppress(MoecapError):
                     asked.append(self.resources(rule, wildcards))
         keys = {key for found in asked for key in found}
         differ = {key for key in keys if len({found.get(key) for found in asked}) > 1}

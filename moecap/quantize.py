@@ -333,7 +333,8 @@ def make(
         MoecapError: as :func:`run`; PermanentError: the variant in the cache is damaged.
     """
     if cache is None:
-        return run(python, model_dir, output_dir, recipe, facts=facts, **options)
+        run(python, model_dir, output_dir, recipe, facts=facts, **options)
+        return
     made_from = {
         "base": read_json(Path(model_dir) / MANIFEST)["files"],
         "recipe": asdict(Recipe.from_data(recipe)),
@@ -347,7 +348,6 @@ def make(
     else:
         run(python, model_dir, stored, recipe, facts=facts, **options)
     link_variant(stored, output_dir, facts=facts)
-    return None
 
 
 def run(

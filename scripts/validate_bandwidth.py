@@ -26,12 +26,12 @@ import pyarrow as pa
 
 from moecap import machine, replay
 from moecap.config import read_yaml
-from moecap.engines.base import EngineSpec, Request, RunResult, library_versions, load
+from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.errors import MoecapError
 from moecap.io import atomic_path
 from moecap.meta import anatomy as anatomy_of
 from moecap.metrics import AMOUNTS, step_amounts
-from moecap.performance import REQUESTS, SCHEDULE
+from moecap.performance import REQUESTS, SCHEDULE, engine_spec
 from moecap.routing import sequence_hash
 from moecap.steps import step_table
 
@@ -161,12 +161,11 @@ def validate(checkpoint: Path, entry: Mapping[str, Any], threads: int, seconds: 
         log(f"read bandwidth: {calibrations[-1]['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s")
 
     calibrate()
-    spec = EngineSpec(
-        name="validation",
-        kind=entry["kind"],
-        device=entry["device"],
-        checkpoint=str(checkpoint),
-        options=entry.get("options") or {},
+    spec = engine_spec(
+        "validation",
+        entry,
+        {},
+        checkpoint,
         max_num_seqs=max(BATCH_SIZES),
         context_tokens=PROMPT_TOKENS + OUTPUT_TOKENS,
         threads=threads,

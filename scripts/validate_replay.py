@@ -26,11 +26,12 @@ import pyarrow as pa
 
 from moecap import machine, replay
 from moecap.config import read_yaml
-from moecap.engines.base import EngineSpec, Request, RunResult, library_versions, load
+from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.errors import MoecapError
 from moecap.io import atomic_path, read_parquet, write_parquet
 from moecap.meta import anatomy as anatomy_of
 from moecap.metrics import step_amounts
+from moecap.performance import engine_spec
 from moecap.routing import sequence_hash
 from moecap.steps import step_table
 
@@ -256,12 +257,11 @@ def validate(
     """One row per batch size."""
     work = {size: batches(requests, size, RUNS.get(size, 4)) for size in batch_sizes}
     everything = [request for runs in work.values() for run in runs for request in run]
-    spec = EngineSpec(
-        name="validation",
-        kind=entry["kind"],
-        device=entry["device"],
-        checkpoint=str(checkpoint),
-        options=entry.get("options") or {},
+    spec = engine_spec(
+        "validation",
+        entry,
+        {},
+        checkpoint,
         max_num_seqs=max(batch_sizes),
         context_tokens=max(len(r.prompt_token_ids) + r.output_tokens for r in everything),
         threads=threads,
