@@ -502,7 +502,8 @@ class Watchdog:
     It looks at the engine's ``beat`` (the time of its last step) a few times a minute from a thread. On a stall it
     writes every thread's stack to standard error, leaves a transient failure behind, kills the engine's processes and
     exits with status 75 (try again). A step that hangs in native code without giving Python's lock back stops that
-    thread too: behind it stands a timer of ``faulthandler`` that needs no lock, a little later.
+    thread too: behind it stands a timer of ``faulthandler`` that needs no lock, a little later. `watch` itself sets it,
+    since the thread may not get another turn.
     """
 
     load_s = LOAD_S
@@ -521,6 +522,7 @@ class Watchdog:
         self._since = time.monotonic()
         self._engine: Engine | None = None
         self._stop = threading.Event()
+        self._timer = threading.Lock()  # what is watched and the timer behind it change together
         self._thread = threading.Thread(target=self._loop, name="moecap-watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
@@ -534,7 +536,15 @@ class Watchdog:
 
     def watch(self, limit_s: float | None, what: str = "", engine: Engine | None = None) -> None:
         """From now on, allow ``limit_s`` seconds without progress; None: do not watch."""
-        self._limit, self._what, self._engine, self._since = limit_s, what, engine, time.monotonic()
+        with self._timer:
+            self._limit, self._what, self._engine, self._since = limit_s, what, engine, time.monotonic()
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._limit is None:
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            faulthandler.dump_traceback_later(self._limit + 12 * self.interval_s, exit=True, file=2)
 
     def idle_s(self) -> float:
         """Seconds since the last progress."""
@@ -543,15 +553,14 @@ class Watchdog:
 
     def _loop(self) -> None:
         while not self._stop.wait(self.interval_s):
-            limit = self._limit
-            if limit is None:
-                faulthandler.cancel_dump_traceback_later()
-                continue
-            if self._engine is not None and (dead := self._engine.died()):
-                self._give_up(f"the engine died: {dead}", "Died")
-            if self.idle_s() > limit:
-                self._give_up(f"no progress for {limit:.0f} s; the engine hangs and was ended", "Stall")
-            faulthandler.dump_traceback_later(limit + 12 * self.interval_s, exit=True, file=2)
+            with self._timer:
+                if self._limit is None:
+                    continue
+                if self._engine is not None and (dead := self._engine.died()):
+                    self._give_up(f"the engine died: {dead}", "Died")
+                if self.idle_s() > self._limit:
+                    self._give_up(f"no progress for {self._limit:.0f} s; the engine hangs and was ended", "Stall")
+                self._set_timer()
 
     def _give_up(self, why: str, error: str) -> None:
         message = (

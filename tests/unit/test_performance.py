@@ -341,7 +341,8 @@ def test_a_hang_ends_the_process(tmp_path):
 
 def test_a_hang_that_holds_pythons_lock_ends_the_process_too(tmp_path):
     hang = "__import__('ctypes').PyDLL(None).sleep(600)"  # PyDLL keeps the lock: no other thread of Python runs
-    process = _child(tmp_path, more="stall_s=3.0, watchdog_s=0.2", hang=hang)
+    # The watchdog's thread has not had a turn when it hangs: the first one would come after a second.
+    process = _child(tmp_path, more="stall_s=3.0, watchdog_s=1.0", hang=hang)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr
     assert "Timeout" in stderr and "in slow" in stderr  # where it hangs
