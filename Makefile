@@ -56,10 +56,9 @@ validate: ## bytes, S-MBU and the replay held against measurements, into docs/va
 	@$(BIN)/python scripts/validate_bytes.py
 	@$(BIN)/python scripts/validate_bandwidth.py
 	@$(SNAKEMAKE) $(ARGS)
-	@$(BIN)/python scripts/validate_replay.py --table results/validation/replay.parquet --wide results/validation/wide \
+	@$(BIN)/python scripts/validate_replay.py --wide results/validation/wide \
 	  $(foreach p,bf16 int8 int4,\
 	  --variant $(p) results/models/demo-moe/$(p) results/performance/demo-$(p)/requests.parquet)
-	@$(SNAKEMAKE) --forcerun report -- report $(ARGS)
 
 bench: ## the performance figures of the project itself, into results/bench.json
 	@envs/setup.sh dev

@@ -38,30 +38,46 @@ WHOLE = "whole model"
 BATCH_SIZES = (1, 4, 16, 64)
 PROMPT_TOKENS = 32
 
-_COLUMNS: tuple[tuple[str, pa.DataType, str, str], ...] = (
-    ("model", pa.string(), "", "model"),
-    ("precision", pa.string(), "", "how its weights are stored"),
-    ("layer", pa.string(), "", "which layer: its index, or the whole model"),
-    ("batch_size", pa.int32(), "1", "sequences of the decode step, one token each"),
-    ("context_tokens", pa.int32(), "1", "tokens of each sequence in the KV cache, the step's own included"),
-    ("unique_experts", pa.float64(), "1", "routed experts that some token was sent to; mean over layers"),
-    ("mbu_bytes", pa.float64(), "B", "MBU's count, eq. (1): every expert, and the KV cache"),
-    ("s_mbu_bytes", pa.float64(), "B", "S-MBU's count as printed, eq. (3)"),
-    ("s_mbu_complete_bytes", pa.float64(), "B", "S-MBU's complete count"),
-    ("measured_bytes", pa.float64(), "B", "measured: weights, KV cache and activations of products"),
-    ("predicted_weight_bytes", pa.float64(), "B", "weights of the complete count"),
-    ("measured_weight_bytes", pa.float64(), "B", "weights that the step's ops read"),
-    ("predicted_kv_bytes", pa.float64(), "B", "KV cache of the complete count"),
-    ("measured_kv_bytes", pa.float64(), "B", "KV cache that the step's ops read"),
-    ("predicted_activation_bytes", pa.float64(), "B", "activations of the complete count: an estimate"),
-    ("measured_activation_bytes", pa.float64(), "B", "activations that matrix products and attention read and wrote"),
-    ("unfused_bytes", pa.float64(), "B", "activations that all other ops moved; engines that fuse move fewer"),
-    ("total_error", pa.float64(), "1", "complete count over measured, minus 1"),
-    ("weights_over_activations", pa.float64(), "1", "measured weights over measured activations"),
-    ("mbu_overestimate", pa.float64(), "1", "MBU's count over measured, minus 1"),
+_ERRORS = ("total_error", "mbu_overestimate")
+_F = pa.float64()
+#: name, type, heading, unit, meaning
+_COLUMNS: tuple[tuple[str, pa.DataType, str, str, str], ...] = (
+    ("model", pa.string(), "model", "", "model"),
+    ("precision", pa.string(), "precision", "", "how its weights are stored"),
+    ("layer", pa.string(), "layer", "", "which layer: its index, or the whole model"),
+    ("batch_size", pa.int32(), "batch", "1", "sequences of the decode step, one token each"),
+    ("context_tokens", pa.int32(), "context", "1", "tokens of each sequence in the KV cache, the step's own included"),
+    ("unique_experts", _F, "unique experts", "1", "routed experts that some token was sent to; mean over layers"),
+    ("mbu_bytes", _F, "MBU, eq. (1)", "B", "MBU's count, eq. (1): every expert, and the KV cache"),
+    ("s_mbu_bytes", _F, "S-MBU, eq. (3)", "B", "S-MBU's count as printed, eq. (3)"),
+    ("s_mbu_complete_bytes", _F, "S-MBU, complete", "B", "S-MBU's complete count"),
+    ("measured_bytes", _F, "measured", "B", "measured: weights, KV cache and activations of products"),
+    ("predicted_weight_bytes", _F, "weights, predicted", "B", "weights of the complete count"),
+    ("measured_weight_bytes", _F, "weights, measured", "B", "weights that the step's ops read"),
+    ("predicted_kv_bytes", _F, "KV cache, predicted", "B", "KV cache of the complete count"),
+    ("measured_kv_bytes", _F, "KV cache, measured", "B", "KV cache that the step's ops read"),
+    ("predicted_activation_bytes", _F, "activations, predicted", "B", "activations of the complete count: an estimate"),
+    (
+        "measured_activation_bytes",
+        _F,
+        "activations, measured",
+        "B",
+        "activations that products and attention moved",
+    ),
+    ("unfused_bytes", _F, "unfused", "B", "activations that all other ops moved; engines that fuse move fewer"),
+    ("total_error", _F, "complete / measured − 1", "1", "complete count over measured, minus 1"),
+    ("weights_over_activations", _F, "weights / activations", "1", "measured weights over measured activations"),
+    ("mbu_overestimate", _F, "MBU / measured − 1", "1", "MBU's count over measured, minus 1"),
 )
 SCHEMA = pa.schema(
-    [pa.field(name, dtype, metadata={"unit": unit, "meaning": text}) for name, dtype, unit, text in _COLUMNS]
+    [
+        pa.field(
+            name,
+            dtype,
+            metadata={"label": label, "unit": unit, "meaning": text, **({"form": "error"} if name in _ERRORS else {})},
+        )
+        for name, dtype, label, unit, text in _COLUMNS
+    ]
 )
 
 

@@ -31,10 +31,10 @@ MEASURED_COLUMNS = [
     *("layer", "batch_size", "unique_experts", "mbu_bytes", "s_mbu_bytes", "s_mbu_complete_bytes", "measured_bytes"),
     *("total_error", "predicted_weight_bytes", "measured_weight_bytes", "predicted_kv_bytes", "measured_kv_bytes"),
 ]
-#: What it shows of the check of the replay, where `make validate` has left one.
+#: What it shows of the check of the replay.
 REPLAY_COLUMNS = [
-    *("precision", "batch_size", "sets_equal", "unique_equal", "s_mbu_error", "s_mbu_complete_error"),
-    *("worst_run_error", "replay_over_run"),
+    *("batch_size", "runs", "same_tokens", "token_layers", "sets_equal", "control_sets_equal", "unique_equal"),
+    *("unique_error", "s_mbu_error", "s_mbu_complete_error", "worst_run_error", "replay_over_run"),
 ]
 ARCHIVE_SUFFIX = ".tar.zst"
 PARALLELISM = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
@@ -599,6 +599,25 @@ class Campaign:
             "trust_remote_code": model in self.config.trust_remote_code,
         }
 
+    @property
+    def replay_checked(self) -> list[str]:
+        """Deployments whose replay is to be held against the decode: of engines whose routers can be read in it."""
+
+        def readable(row: Deployment) -> bool:
+            engine = self.engine(row.engine)
+            return engine.kind == "vllm" and engine.device == "cpu" and all(getattr(row, p) == 1 for p in PARALLELISM)
+
+        wanted = {"trained": lambda row: self.model(row.model).source.train, "all": lambda row: True}
+        chosen = wanted.get(self.config.replay_check, lambda row: False)
+        return [name for name, row in self.deployments.items() if chosen(row) and readable(row)]
+
+    def replay_check_files(self) -> list[str]:
+        return self._there([fill(self.paths.replay_check, deployment=name) for name in self.replay_checked])
+
+    def trace_decode_params(self, row: Deployment) -> dict[str, Any]:
+        timed = self.performance_params(row)
+        return {key: timed[key] for key in ("deployment", "engine", "engine_version", "seed", "trust_remote_code")}
+
     def machine_files(self) -> list[str]:
         return self._there([fill(self.paths.machine, hardware=name) for name in self.hardware_in_use])
 
@@ -619,20 +638,19 @@ class Campaign:
                 "its weights and KV cache are not.",
                 "path": path,
                 "columns": MEASURED_COLUMNS,
+                "chart": "measured_bytes",
             }
             for path in self.measured_bytes_files()
         ]
         tables += [{"title": title, "path": path} for path in self.cross_check_files()]
-        tables.append(
+        tables += [
             {
-                "title": "Replayed routing against routers read inside the decode",
-                "note": "Shares of decoded tokens × layers with the same set of experts, and of steps × layers with as "
-                "many unique ones; the errors of S-MBU (eq. 3, and the complete count) that follow; time of "
-                "the replay over that of the runs.",
-                "path": self.paths.replay_check,
+                "title": f"Replayed routing against routers read inside the decode: {Path(path).stem}",
+                "path": path,
                 "columns": REPLAY_COLUMNS,
             }
-        )
+            for path in self.replay_check_files()
+        ]
         tables += [
             {
                 "title": "What costing the GPUs alone would miss",

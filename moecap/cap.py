@@ -211,7 +211,6 @@ SECTIONS: dict[str, list[Column]] = {
             "Mean bytes per decode step, complete count, all experts read.",
             "eq. (1), completed",
         ),
-        Column("decode_measured_bytes", _F, "B", "Mean bytes per decode step that a profiler counted."),
         Column("decode_kv_bytes", _F, "B", "Mean bytes of KV cache read per decode step.", "S_KV of eqs. (1), (3)"),
         Column(
             "unique_experts",

@@ -414,8 +414,8 @@ BYTE_COUNTS = {
     "decode_mbu_bytes": "MBU, eq. (1): every expert",
     "decode_s_mbu_bytes": "S-MBU, eq. (3) as printed",
     "decode_s_mbu_complete_bytes": "S-MBU, complete count",
-    "decode_measured_bytes": "measured",
 }
+MEASURED = "measured"
 
 
 def bytes_per_layer(table: pa.Table) -> alt.TopLevelMixin:
@@ -439,7 +439,7 @@ def bytes_per_layer(table: pa.Table) -> alt.TopLevelMixin:
         }
         for r in rows
         for column, label in BYTE_COUNTS.items()
-        if r.get(column) is not None
+        if r[column] is not None
     ]
     return _byte_panels(
         points, "Bytes read per layer and decode step", f"Mean over layers and steps; {rows[0]['dataset']}."
@@ -453,7 +453,7 @@ def measured_bytes(rows: Sequence[Mapping[str, Any]], panel: str = "model") -> a
         rows: one dict per point with ``batch_size``, ``panel`` and any of ``mbu_bytes``, ``s_mbu_bytes``,
             ``s_mbu_complete_bytes``, ``measured_bytes``.
     """
-    columns = {k.removeprefix("decode_"): v for k, v in BYTE_COUNTS.items()}
+    columns = {**{k.removeprefix("decode_"): v for k, v in BYTE_COUNTS.items()}, "measured_bytes": MEASURED}
     points = [
         {
             "deployment": str(r.get(panel)),
@@ -475,9 +475,9 @@ def measured_bytes(rows: Sequence[Mapping[str, Any]], panel: str = "model") -> a
 
 def _byte_panels(points: list[Row], title: str, subtitle: str, one_scale: bool = True) -> alt.TopLevelMixin:
     names = _series(_deployments(points))
-    counts = [c for c in BYTE_COUNTS.values() if any(p["series"] == c for p in points)]
     batches = sorted({p["batch_size"] for p in points})
-    order = list(BYTE_COUNTS.values())
+    order = [*BYTE_COUNTS.values(), MEASURED]
+    counts = [c for c in order if any(p["series"] == c for p in points)]
     colour = alt.Color(
         "series:N", title="counted by", scale=alt.Scale(domain=counts, range=[COLOURS[order.index(c)] for c in counts])
     )
@@ -513,6 +513,17 @@ def _byte_panels(points: list[Row], title: str, subtitle: str, one_scale: bool =
             ).properties(width=235, height=220, title=name)
         )
     return finish(alt.concat(*panels, columns=3), title, [subtitle, *_cut(names, points)])
+
+
+def measured_bytes_of_layers(rows: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin:
+    """The same for one model, layer by layer."""
+    return measured_bytes(
+        [{**r, "panel": r["layer"] if " " in r["layer"] else f"layer {r['layer']}"} for r in rows], "panel"
+    )
+
+
+#: Charts of the tables by which the report checks itself, by the name that its params give.
+CHECKS = {"measured_bytes": measured_bytes_of_layers}
 
 
 # --- curves over batch size ---------------------------------------------------------------------------------------

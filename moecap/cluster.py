@@ -83,7 +83,7 @@ class Cluster:
         if rule == "evaluate":
             row, _ = self.campaign.accuracy_row(**wildcards)
             return self._row_need(rule, row, points=1, one_copy=True)
-        if rule in ("measure", "metrics", "cost"):
+        if rule in ("measure", "trace_decode", "metrics", "cost"):
             row = self.campaign.deployment(wildcards["deployment"])
             return self._row_need(rule, row, points=len(row.datasets) * len(row.batch_sizes))
         if rule == "replay":
@@ -166,6 +166,8 @@ class Cluster:
             add("replay", paths.routing, model=model, precision=precision)
         for model, precision in campaign.measured_bytes_variants:
             add("measure_bytes", paths.measured_bytes, model=model, precision=precision)
+        for name in campaign.replay_checked:
+            add("trace_decode", paths.decoded, deployment=name)
         for rule, pattern in (("measure", paths.points), ("metrics", paths.metrics), ("cost", paths.cost)):
             for name in campaign.deployments:
                 add(rule, pattern, deployment=name)

@@ -242,6 +242,12 @@ class Config(Strict):
         description="bf16 models whose bytes are counted, op by op, while Transformers decodes on the CPU, and shown "
         "beside the predicted ones: those that the workflow trains itself, all, or none",
     )
+    replay_check: Literal["trained", "all", "none"] = Field(
+        default="trained",
+        description="deployments whose replayed routing is held against routers read inside a decode, where the "
+        "engine lets them be read (vLLM on a CPU, in one piece): those of models that the workflow trains itself, all, "
+        "or none",
+    )
     partial: bool = Field(
         default=False,
         description="report over what there is, below results/partial: `snakemake report --config partial=true`",

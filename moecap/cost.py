@@ -995,18 +995,41 @@ def prefill_time_share(point: Mapping[str, Any]) -> float | None:
 
 HOSTS_SCHEMA = pa.schema(
     [
-        pa.field("hardware", _S, metadata={"meaning": "Entry of the hardware catalogue."}),
-        pa.field("gpu", _S, metadata={"meaning": "Its GPU."}),
-        pa.field("devices", pa.int64(), metadata={"unit": "1", "meaning": "GPUs of a full server."}),
-        pa.field("whole_usd", _F, metadata={"unit": "USD", "meaning": "Price of the server."}),
-        pa.field("gpus_usd", _F, metadata={"unit": "USD", "meaning": "Price of its GPUs alone."}),
-        pa.field("purchase_error", _F, metadata={"unit": "1", "meaning": "GPUs' price / whole price - 1."}),
-        pa.field("whole_w", _F, metadata={"unit": "W", "meaning": "Power of the server; null: of GPUs only."}),
-        pa.field("gpus_w", _F, metadata={"unit": "W", "meaning": "Power of its GPUs alone."}),
-        pa.field("power_error", _F, metadata={"unit": "1", "meaning": "GPUs' power / whole power - 1."}),
-        pa.field("lifetime_error", _F, metadata={"unit": "1", "meaning": "The same of purchase and energy together."}),
-        pa.field("price_status", _S, metadata={"meaning": "Weakest status of the prices."}),
-        pa.field("covers", _S, metadata={"meaning": "What the power covers."}),
+        pa.field("hardware", _S, metadata={"label": "server", "meaning": "Entry of the hardware catalogue."}),
+        pa.field("gpu", _S, metadata={"label": "GPU", "meaning": "Its GPU."}),
+        pa.field("devices", pa.int64(), metadata={"label": "GPUs", "unit": "1", "meaning": "GPUs of a full server."}),
+        pa.field("whole_usd", _F, metadata={"label": "server", "unit": "USD", "meaning": "Price of the server."}),
+        pa.field(
+            "gpus_usd", _F, metadata={"label": "GPUs alone", "unit": "USD", "meaning": "Price of its GPUs alone."}
+        ),
+        pa.field(
+            "purchase_error",
+            _F,
+            metadata={"label": "error", "unit": "1", "meaning": "GPUs' price / whole price - 1.", "form": "error"},
+        ),
+        pa.field(
+            "whole_w",
+            _F,
+            metadata={"label": "server's power", "unit": "W", "meaning": "Power of the server; null: of GPUs only."},
+        ),
+        pa.field("gpus_w", _F, metadata={"label": "GPUs' power", "unit": "W", "meaning": "Power of its GPUs alone."}),
+        pa.field(
+            "power_error",
+            _F,
+            metadata={"label": "error", "unit": "1", "meaning": "GPUs' power / whole power - 1.", "form": "error"},
+        ),
+        pa.field(
+            "lifetime_error",
+            _F,
+            metadata={
+                "label": "error over the lifetime",
+                "unit": "1",
+                "meaning": "The same of purchase and energy together.",
+                "form": "error",
+            },
+        ),
+        pa.field("price_status", _S, metadata={"label": "price", "meaning": "Weakest status of the prices."}),
+        pa.field("covers", _S, metadata={"label": "power covers", "meaning": "What the power covers."}),
     ]
 )
 

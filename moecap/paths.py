@@ -29,8 +29,6 @@ _PATTERNS = {
     "anatomy": "anatomy/{model}/{precision}.json",
     "anatomy_table": "anatomy/{model}/{precision}.parquet",
     "measured_bytes": "bytes/{model}/{precision}.parquet",
-    # Made by `make validate`, not by a rule: the replayed routing against that of the decode itself.
-    "replay_check": "validation/replay.parquet",
     # Accuracy does not depend on the number of devices; `settings` is the hash of all that it does depend on.
     "accuracy": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.parquet",
     "samples": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.samples.parquet",
@@ -40,6 +38,9 @@ _PATTERNS = {
     "requests": "performance/{deployment}/requests.parquet",
     "schedule": "performance/{deployment}/schedule.parquet",
     "routing": "routing/{model}/{precision}.parquet",
+    "decoded": "decoded/{deployment}/requests.parquet",
+    "decoded_schedule": "decoded/{deployment}/schedule.parquet",
+    "replay_check": "replay_check/{deployment}.parquet",
     "routing_cache": "spool/routing/{model}/{precision}",
     "machine": "machine/{hardware}.json",
     "steps": "metrics/{deployment}/steps.parquet",

@@ -541,18 +541,22 @@ def cross_check(
     return found
 
 
+_ERROR = {"unit": "1", "form": "error"}
 CROSS_CHECK_SCHEMA = pa.schema(
     [
-        pa.field("deployment", pa.string(), metadata={"meaning": "deployment that is predicted"}),
-        pa.field("dataset", pa.string()),
-        pa.field("batch_size", pa.int64()),
-        pa.field("measured_tpot_s", pa.float64(), metadata={"unit": "s", "meaning": "as timed"}),
-        pa.field("predicted_tpot_s", pa.float64(), metadata={"unit": "s", "meaning": "by the calibrated roofline"}),
-        pa.field("error", pa.float64(), metadata={"meaning": "predicted / measured - 1"}),
-        pa.field("uncalibrated_tpot_s", pa.float64(), metadata={"unit": "s", "meaning": "by the bare roofline"}),
-        pa.field("uncalibrated_error", pa.float64(), metadata={"meaning": "uncalibrated / measured - 1"}),
-        pa.field("calibrated_on", pa.string(), metadata={"meaning": "deployment that was fitted"}),
-        pa.field("in_sample", pa.bool_(), metadata={"meaning": "true: the fit has seen this point"}),
+        pa.field(name, dtype, metadata={"label": label, "meaning": meaning, **more})
+        for name, dtype, label, meaning, more in (
+            ("deployment", pa.string(), "deployment", "deployment that is predicted", {}),
+            ("dataset", pa.string(), "dataset", "dataset whose prompts were served", {}),
+            ("batch_size", pa.int64(), "batch", "requests submitted together", {"unit": "1"}),
+            ("measured_tpot_s", pa.float64(), "TPOT, measured", "as timed", {"unit": "s"}),
+            ("predicted_tpot_s", pa.float64(), "TPOT, predicted", "by the calibrated roofline", {"unit": "s"}),
+            ("error", pa.float64(), "error", "predicted / measured - 1", _ERROR),
+            ("uncalibrated_tpot_s", pa.float64(), "TPOT, roofline alone", "by the bare roofline", {"unit": "s"}),
+            ("uncalibrated_error", pa.float64(), "its error", "uncalibrated / measured - 1", _ERROR),
+            ("calibrated_on", pa.string(), "calibrated on", "deployment that was fitted", {}),
+            ("in_sample", pa.bool_(), "seen", "yes: the calibration has seen this point", {}),
+        )
     ]
 )
 

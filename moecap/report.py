@@ -65,11 +65,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class ExtraTable:
-    """A further table of the report, shown column by column as it is."""
+    """A further table of the report, shown column by column as it is.
+
+    ``fields``: column → ``label`` (its heading), ``unit``, ``meaning``, ``form`` ("share" or "error": a ratio in per
+    cent), all optional: the metadata of its schema. ``chart``: of the same rows, if they are drawn as well.
+    """
 
     title: str
     rows: Sequence[Row]
     note: str = ""
+    fields: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    chart: str | None = None
 
 
 @dataclass(frozen=True)
@@ -656,27 +662,21 @@ def utilization_table(rows: Sequence[Row]) -> View:
 
 
 def bytes_table(rows: Sequence[Row]) -> View | None:
-    """Bytes per decode step by who counts, with the deviation from what was measured, where anything was."""
+    """Bytes per decode step by who counts."""
     have = [r for r in rows if r["decode_s_mbu_bytes"] is not None]
     if not have:
         return None
-    columns = [c for c in charts.BYTE_COUNTS if any(r[c] is not None for r in have)]
     heads = [
         *_text_heads("deployment", "dataset", "batch_size"),
-        *(_head(c, charts.BYTE_COUNTS[c], "B") for c in columns),
+        *(_head(c, text, "B") for c, text in charts.BYTE_COUNTS.items()),
     ]
-    body = []
-    for r in have[:MAX_ROWS]:
-        cells = []
-        for c in columns:
-            base = r["decode_measured_bytes"]
-            note = (
-                f"{signed(100 * (r[c] / base - 1), 2)}% of measured"
-                if base and r[c] and c != "decode_measured_bytes"
-                else ""
-            )
-            cells.append(_cell(r[c], number, note, kind="number"))
-        body.append([*_identity(r, "deployment", "dataset", "batch_size"), *cells])
+    body = [
+        [
+            *_identity(r, "deployment", "dataset", "batch_size"),
+            *(_cell(r[c], number, kind="number") for c in charts.BYTE_COUNTS),
+        ]
+        for r in have[:MAX_ROWS]
+    ]
     return View("bytes-table", heads, body, "Mean bytes read per decode step, KV cache included.")
 
 
@@ -790,40 +790,43 @@ def failures_table(failures: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -
 
 
 def extra_view(table: ExtraTable, index: int) -> View:
-    """A further table: every column as it is, numbers to four digits; bytes and errors by the ends of their names."""
+    """A further table: its columns as their metadata say, numbers to four digits where they say nothing."""
     columns = list(dict.fromkeys(k for r in table.rows for k in r))
-    numeric = {
-        c: any(isinstance(r.get(c), int | float) and not isinstance(r.get(c), bool) for r in table.rows)
-        for c in columns
-    }
-    forms = {c: _FORMS.get(c.rpartition("_")[2]) if numeric[c] else None for c in columns}
-    heads = [
-        Head(
-            (c.rpartition("_")[0] if form and form[0] else c).replace("_", " "),
-            form[0] if form else "",
-            number=numeric[c],
-            first="ascending",
+    heads, forms = [], []
+    for c in columns:
+        said = table.fields.get(c, {})
+        unit, form = _FORMS.get(said.get("form") or said.get("unit") or "", (said.get("unit", ""), _plain))
+        numeric = any(isinstance(r.get(c), int | float) and not isinstance(r.get(c), bool) for r in table.rows)
+        heads.append(
+            Head(
+                said.get("label") or c.replace("_", " "),
+                unit if unit != "1" else "",
+                said.get("meaning", ""),
+                number=numeric,
+                first="ascending",
+            )
         )
-        for c, form in forms.items()
-    ]
-    body = [
-        [_cell(r.get(c), form[1] if form else _any_number if numeric[c] else str) for c, form in forms.items()]
-        for r in table.rows[:MAX_ROWS]
-    ]
+        forms.append(form)
+    body = [[_cell(r.get(c), form) for c, form in zip(columns, forms, strict=True)] for r in table.rows[:MAX_ROWS]]
     return View(f"extra-{index}", heads, body, table.note)
 
 
-#: How a column of a further table is shown whose name ends so: its unit, which then leaves the name, and its form.
-_FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "bytes": ("B", lambda value: number(value, 6)),
-    "error": ("", lambda value: f"{signed(100 * value, 3)}%"),
-}
-
-
-def _any_number(value: Any) -> str:
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+#: How a column of a further table is shown: its unit or form → the unit in its heading, and the number.
+_FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "B": ("B", lambda value: number(value, 6)),
+    "s": ("", seconds),
+    "share": ("", percent),
+    "error": ("", lambda value: f"{signed(100 * value, 3)}%"),
+    "USD": ("$", lambda value: f"{value:,.0f}"),
+}
 
 
 # --- machine and provenance ---------------------------------------------------------------------------------------
@@ -952,6 +955,10 @@ def figures(inputs: Inputs) -> list[Figure]:
     for name, chart in drawn.items():
         spec = charts.spec(chart)
         found.append(Figure(name, *charts.caption_of(name), spec, charts.to_svg(spec)))
+    for index, table in enumerate(inputs.tables):
+        if table.chart and table.rows:
+            spec = charts.spec(charts.CHECKS[table.chart](table.rows))
+            found.append(Figure(f"check-{index}", f"check-{index}", table.title, spec, charts.to_svg(spec)))
     return found
 
 
@@ -984,7 +991,7 @@ def render_report(inputs: Inputs) -> str:
         "unsure": _unsure(rows),
         "imbalance": _imbalance(inputs.routing),
         "machines": [(m.get("hardware") or "machine", machine_facts(m)) for m in inputs.machines],
-        "extra": [(t.title, extra_view(t, i)) for i, t in enumerate(inputs.tables) if t.rows],
+        "extra": [(t.title, f"check-{i}", extra_view(t, i)) for i, t in enumerate(inputs.tables) if t.rows],
         "failures": failures_table(inputs.failures, rows),
         "samples": _answers(inputs.samples),
         "provenance": provenance_facts(inputs, rows),
@@ -1045,7 +1052,7 @@ def _imbalance(routing: Mapping[str, Sequence[Row]]) -> View | None:
             _cell(r.get("dataset"), kind="text"),
             _cell(r["layer"]),
             _cell(r["experts"], note=f"top {r['top_k']}"),
-            *(_cell(r.get(c), _any_number, kind="number") for c in columns),
+            *(_cell(r.get(c), _plain, kind="number") for c in columns),
         ]
         for name, r in rows[:MAX_ROWS]
     ]
@@ -1162,20 +1169,22 @@ def read_inputs(
         routing=charts.routing_of(routing),
         samples=[(_sample_label(Path(p)), read_parquet(p).to_pylist()) for p in samples],
         failures=failed,
-        tables=[
-            ExtraTable(
-                t["title"], read_parquet(t["path"], t.get("columns")).to_pylist(), t.get("note") or _note(t["path"])
-            )
-            for t in tables
-            if Path(t["path"]).exists()
-        ],
+        tables=[_extra_table(**t) for t in tables if Path(t["path"]).exists()],
         title=title,
     )
 
 
-def _note(path: str | Path) -> str:
-    """What a table says of itself in words, in its metadata."""
-    return str(read_metadata(path).get("note") or "")
+def _extra_table(
+    title: str,
+    path: str | Path,
+    note: str | None = None,
+    columns: list[str] | None = None,
+    chart: str | None = None,
+) -> ExtraTable:
+    """A Parquet file as a further table. Without a ``note``: what it says of itself in words, in its metadata."""
+    table = read_parquet(path, columns)
+    said = {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in table.schema}
+    return ExtraTable(title, table.to_pylist(), note or str(read_metadata(path).get("note") or ""), said, chart)
 
 
 def _sample_label(path: Path) -> dict[str, str]:

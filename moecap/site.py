@@ -75,6 +75,7 @@ STAGES: dict[str, Stage] = {
     "calibrate": Stage("gpu", startup_min=15, timed=True),
     "measure": Stage("gpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=5, timed=True),
     "replay": Stage("gpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=3),
+    "trace_decode": Stage("gpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=3),
     # Decoded by Transformers on a CPU, one step per batch size.
     "measure_bytes": Stage("cpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=15),
     # A step table is as long as the run had steps; it is built on one core.
@@ -84,7 +85,7 @@ STAGES: dict[str, Stage] = {
         rule: Stage("local")
         for rule in (
             *("demo_data", "published", "published_cost", "published_hosts", "anatomy"),
-            *("cap", "charts", "report", "plan", "cross_check", "archive", "compare"),
+            *("check_replay", "cap", "charts", "report", "plan", "cross_check", "archive", "compare"),
         )
     },
 }

@@ -13,6 +13,7 @@ rule archive:
         accuracy=campaign.all_accuracy_files(),
         samples=campaign.sample_files(),
         measured_bytes=campaign.measured_bytes_files(),
+        replay_check=campaign.replay_check_files(),
         machines=expand(paths.machine, hardware=campaign.hardware_in_use),
     output:
         archive=fill(paths.archive, name=campaign.config.archive),

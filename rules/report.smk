@@ -57,6 +57,7 @@ rule report:
         machines=campaign.machine_files(),
         samples=campaign.sample_files(),
         measured_bytes=campaign.measured_bytes_files(),
+        replay_check=campaign.replay_check_files(),
         cross_check=campaign.cross_check_files(),
         hosts=campaign.published_hosts_files(),
     output:

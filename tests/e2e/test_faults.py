@@ -122,7 +122,7 @@ def two(demo: Path, tmp_path: Path) -> Workspace:
     """Two deployments: demo-int8, finished, and demo-bf16, of which everything but the timed runs is there."""
     found = Workspace(tmp_path / "workflow")
     found.rows("demo-bf16", "demo-int8", datasets="arithmetic", batch_sizes="1 4 16")
-    found.edit("config/config.yaml", lambda config: config.update(measured_bytes="none"))
+    found.edit("config/config.yaml", lambda config: config.update(measured_bytes="none", replay_check="none"))
     found.take(demo, "data", "models/demo-moe/bf16", "models/demo-moe/int8", "machine", "anatomy", "accuracy")
     found.take(demo, *(f"{stage}/demo-int8*" for stage in ("performance", "metrics", "cost")))
     found.take(demo, "routing/demo-moe/int8.parquet")

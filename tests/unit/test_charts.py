@@ -128,14 +128,11 @@ def test_frontier_of_the_trade_off_against_the_definition(table):
     assert 0 < len(ringed) < len(rows)
 
 
-def test_bytes_per_layer_are_bytes_over_layers_and_measured_ones_are_shown(table):
-    rows = [{**r, "decode_measured_bytes": r["decode_s_mbu_complete_bytes"] * 1.001} for r in table.to_pylist()]
-    drawn = [m for m in marks(charts.bytes_per_layer(cap.to_table(rows))) if "step_bytes" in m]
+def test_bytes_per_layer_are_bytes_over_layers(table):
+    drawn = [m for m in marks(charts.bytes_per_layer(table)) if "step_bytes" in m]
     assert {m["series"] for m in drawn} == set(charts.BYTE_COUNTS.values())
     for m in drawn:
         assert m["bytes"] == pytest.approx(m["step_bytes"] / synthetic.LAYERS)
-    without = [m for m in marks(charts.bytes_per_layer(table)) if "step_bytes" in m]
-    assert "measured" not in {m["series"] for m in without}
 
 
 def test_utilization_above_one_is_not_cut_off(table):

@@ -162,15 +162,32 @@ def test_bytes_are_measured_of_bf16_models_that_the_workflow_trains_unless_asked
     assert measured(measured_bytes="all") == [*measured(), "results/bytes/olmoe-1b-7b/bf16.parquet"]
     assert measured(measured_bytes="none") == []
     assert "measured_bytes" in refused({"measured_bytes": "some"})
-    table, planner, replay = Campaign(given).report_params()["tables"]
+    table, planner, *replays = Campaign(given).report_params()["tables"]
     assert planner["path"] == "results/planner/cross_check.parquet"
     assert table["path"] == measured()[0]
     pytest.importorskip("torch")
     from moecap.byte_check import SCHEMA
 
     assert set(table["columns"]) <= set(SCHEMA.names)
-    script = (ROOT / "scripts/validate_replay.py").read_text()
-    assert all(f'"{column}":' in script for column in replay["columns"])
+    from moecap.replay_check import SCHEMA as CHECKED
+
+    assert all(set(replay["columns"]) <= set(CHECKED.names) for replay in replays)
+
+
+def test_the_replay_is_checked_where_routers_can_be_read_in_the_decode(site: Path) -> None:
+    Path("table.csv").write_text(
+        HEADER
+        + ROW
+        + "e,demo-moe,bf16,transformers,this-machine,1,arithmetic,1\n"
+        + "f,olmoe-1b-7b,bf16,vllm-cpu,this-machine,1,arithmetic,1\n"
+    )
+    given = {"deployments": "table.csv", "cost": {"region": "us-average"}}
+    name = Campaign(given).replay_checked[0]
+    assert Campaign(given).replay_checked == [name]
+    assert Campaign(given).replay_check_files() == [f"results/replay_check/{name}.parquet"]
+    assert Campaign({**given, "replay_check": "all"}).replay_checked == [name, "f"]
+    assert Campaign({**given, "replay_check": "none"}).replay_checked == []
+    assert "replay_check" in refused({"replay_check": "some"})
 
 
 def test_a_task_that_does_not_exist_is_refused(site: Path) -> None:

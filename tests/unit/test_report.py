@@ -329,14 +329,29 @@ def test_inline_scripts_cannot_end_early():
         render("chart.html.j2", {"title": "t", "svg": "", "spec": {}, "themes": {}, "bundle": "x = '</script>'"})
 
 
-def test_a_further_table_shows_bytes_and_errors_by_the_ends_of_their_names() -> None:
-    rows = [{"layer": "0", "mbu_bytes": 1_971_200.0, "total_error": -0.00066, "batch_size": 4, "note_error": "text"}]
-    view = report.extra_view(report.ExtraTable("Bytes", rows), 0)
-    assert [(head.text, head.unit) for head in view.heads] == [
-        ("layer", ""),
-        ("mbu", "B"),
-        ("total error", ""),
-        ("batch size", ""),
-        ("note error", ""),
+def test_a_further_table_is_shown_as_its_metadata_say(tmp_path) -> None:
+    path = tmp_path / "bytes.parquet"
+    schema = pa.schema(
+        [
+            pa.field("layer", pa.string()),
+            pa.field("mbu_bytes", pa.float64(), metadata={"label": "MBU", "unit": "B", "meaning": "every expert"}),
+            pa.field("total_error", pa.float64(), metadata={"unit": "1", "form": "error"}),
+            pa.field("tpot_s", pa.float64(), metadata={"unit": "s"}),
+            pa.field("seen", pa.bool_()),
+            pa.field("power_w", pa.float64(), metadata={"unit": "W"}),
+        ]
+    )
+    row = {"layer": "0", "mbu_bytes": 1_971_200.0, "total_error": -0.00066, "tpot_s": 0.0042, "seen": True}
+    write_parquet(pa.Table.from_pylist([row], schema=schema), path, {"note": "Counted."})
+    table = report._extra_table("Bytes", path)
+    view = report.extra_view(table, 0)
+    assert view.caption == "Counted."
+    assert [(head.text, head.unit, head.title) for head in view.heads] == [
+        ("layer", "", ""),
+        ("MBU", "B", "every expert"),
+        ("total error", "", ""),
+        ("tpot s", "", ""),
+        ("seen", "", ""),
+        ("power w", "W", ""),
     ]
-    assert [cell.text for cell in view.rows[0]] == ["0", "1.9712M", "−0.066%", "4", "text"]
+    assert [cell.text for cell in view.rows[0]] == ["0", "1.9712M", "−0.066%", "4.2 ms", "yes", "–"]

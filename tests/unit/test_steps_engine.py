@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moecap import replay
+from moecap import decode_trace, replay, replay_check
 from moecap.engines.base import load
 from moecap.meta import anatomy
 from moecap.routing import sequence_hash
@@ -84,7 +84,7 @@ def test_chunks_mixed_steps_and_preemption_against_the_forward_passes(checkpoint
     with load(spec(checkpoint, options={**options, "prefix_caching": prefix_caching})) as engine:
 
         def apply(function):
-            return engine._engine.collective_rpc("apply_model", args=(function,))[0]
+            return engine.apply_model(function)[0]
 
         shape = apply(replay.attach)
         apply(watch)
@@ -122,6 +122,36 @@ def test_chunks_mixed_steps_and_preemption_against_the_forward_passes(checkpoint
         )
     preempted = [step for step in runs[1][0].steps if step.preempted]
     assert preempted and column["preempted_tokens"].sum() > 0 and column["recomputed_tokens"].sum() > 0
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_routers_read_inside_the_decode_are_those_of_the_replay(checkpoint, prefix_caching):  # noqa: F811
+    options = {**spec(checkpoint, max_num_batched_tokens=16, block_size=32, dtype="float32").options}
+    options["prefix_caching"] = prefix_caching
+    batches = [("d", 4, 0, prompts(5, 40, 7, 11)), ("d", 1, 0, prompts(9)), ("d", 2, 0, prompts(48, 48)[:1] * 2)]
+    with load(spec(checkpoint, options=options)) as engine:
+        decoded, schedule = decode_trace.trace(engine, batches)
+    sequences = [[*r["prompt_token_ids"], *r["output_token_ids"]] for r in decoded.to_pylist()]
+    backend = replay.BACKENDS["vllm"](checkpoint, max_tokens=max(map(len, sequences)), dtype="float32")
+    try:
+        ids = {sequence_hash(sequences[index]): found for index, found in backend.routing(sequences)}
+    finally:
+        backend.close()
+    routing = replay_check.Ids(ids, backend.layers, backend.top_k, backend.n_experts)
+    found = {}
+    for batch_size, run in replay_check.runs_of(decoded, schedule):
+        found[batch_size] = replay_check.compare([run], routing, anatomy(checkpoint))
+        # Every position but the last output was computed, or found in the cache where a prompt was seen before.
+        skipped = [int((~computed[:-1]).sum()) for computed in run.computed()]
+        assert all(not computed[-1] for computed in run.computed())
+        assert sum(skipped) == sum(sum(step) for step in run.schedule["cached_tokens"].to_pylist())
+        assert bool(sum(skipped)) == (prefix_caching and batch_size == 2)
+    assert list(found) == [1, 2, 4]
+    for row in found.values():
+        assert row["sets_equal"] == row["prefill_sets_equal"] == row["unique_equal"] == 1
+        assert row["s_mbu_error"] == row["s_mbu_complete_error"] == 0
+        assert row["control_sets_equal"] < 0.9
+    assert found[4]["token_layers"] == 4 * 5 * 2  # requests × outputs that are computed × layers
 
 
 def _cached_again(result):

@@ -1,0 +1,19 @@
+"""Serve a deployment's timed batches again and read its routers inside the decode.
+
+Input:  manifest (its folder is the checkpoint), requests (of the timed runs).
+Params: run = Campaign.trace_decode_params: deployment (a row), engine (catalogue entry), engine_version, seed,
+        trust_remote_code.
+Output: decoded, schedule (schemas: moecap/decode_trace.py).
+"""
+
+from moecap.decode_trace import run_job
+from moecap.workflow import script
+
+with script(snakemake) as job:  # noqa: F821
+    run_job(
+        job.params.run,
+        manifest=job.input.manifest,
+        requests=job.input.requests,
+        outputs={name: job.output[name] for name in ("decoded", "schedule")},
+        threads=job.threads,
+    )
