@@ -39,7 +39,7 @@ COMPARED: tuple[tuple[str, pa.DataType, str, str, str], ...] = (
     ("unique_error", _F, "mean error", "1", "mean error of that number"),
     ("unique_abs_error", _F, "mean abs. error", "1", "mean absolute error of that number"),
     ("s_mbu_error", _F, "S-MBU error", "error", "relative error of decode S-MBU, eq. (3) as printed"),
-    ("s_mbu_complete_error", _F, "complete", "error", "relative error of decode S-MBU, complete count"),
+    ("s_mbu_complete_error", _F, "S-MBU error, complete", "error", "relative error of decode S-MBU, complete count"),
     ("worst_run_error", _F, "worst run", "error", "largest absolute error of S-MBU of a single run"),
 )
 _COLUMNS = (
