@@ -228,8 +228,9 @@ def markdown(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
         "",
         "`control` compares with the replay of the position before: were it high, equal sets would mean nothing.",
         "",
-        "Sets differ where two experts score almost alike and a kernel, or the threads it is split over, sums in another "
-        "order for one token than for a whole prompt. A narrow model may show none; that says nothing about wider ones.",
+        "Sets differ where two experts score almost alike and a kernel, or the threads it is split over, sums in "
+        "another order for one token than for a whole prompt. A narrow model may show none; that says nothing about "
+        "wider ones.",
         "",
     ]
     if any(row["precision"] == WIDE_NAME for row in rows):
