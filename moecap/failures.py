@@ -128,6 +128,8 @@ def begin(path: str | Path, facts: Mapping[str, Any]) -> None:
         "run": os.environ.get(RUN),
         "unix_s": time.time(),
         "process": asdict(this_run()),
+        "host": socket.gethostname(),
+        "oom_kills": oom_kills(),
     }
     with suppress(MoecapError, OSError):  # a full disk is told by what fails next
         write_json(record, path)
@@ -153,6 +155,39 @@ def of_this_run(path: str | Path) -> bool:
     """Whether an earlier attempt of the job in this run left the record."""
     run = os.environ.get(RUN)
     return run is not None and _read(path).get("run") == run
+
+
+def oom_kills() -> int | None:
+    """Processes that this machine's kernel has ended for want of memory since it started; None: it does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return None
+
+
+def settle(folder: str | Path, run: str | None, killed: int | None = None) -> None:
+    """At the end of ``run``: of its jobs that were killed here, say which the kernel may have ended for their memory.
+
+    Args:
+        folder: of the records.
+        killed: :func:`oom_kills` now.
+    """
+    killed = oom_kills() if killed is None else killed
+    for path in sorted(Path(folder).rglob("*.json")):
+        record = _read(path)
+        before = record.get("oom_kills")
+        if record.get("run") != run or record.get("host") != socket.gethostname() or told(path) or _at_work(record):
+            continue
+        if killed is not None and before is not None and killed > before:
+            message = (
+                f"Out of host memory: {record.get('stage', 'the job')} was killed, and while it was at work the kernel "
+                f"of {record['host']} ended a process for want of memory. The job needs more than this machine has or "
+                "its limit allows: give it more, or ask for smaller batch sizes, and start again. What was finished "
+                "and measured is kept."
+            )
+            say(path, [{"class": "memory", "message": message, "error": "OutOfMemory"}])
 
 
 def end(path: str | Path) -> None:

@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(__file__).resolve().parent
 
 
+#: How jobs begin, end and fail: no result depends on it.
+NO_RESULT = {"moecap.errors", "moecap.failures", "moecap.running", "moecap.workflow"}
+
+
 def digest(value: Any, length: int = 12) -> str:
     """A short, stable hash of plain data (dict order does not matter).
 
@@ -33,7 +37,8 @@ def code_fingerprint(script: str | Path, *more: str | Path) -> str:
     edit in the library reruns the rules that use it and no others, and a fresh checkout none. Found by reading the
     sources: nothing is imported. An ``import_module`` by name is not seen; what is loaded so must be named by an
     ordinary import, or given in ``more`` together with templates and other files that the script reads from the
-    repository (a folder stands for its files; a Python file brings the modules that it imports).
+    repository (a folder stands for its files; a Python file brings the modules that it imports). Modules of
+    ``NO_RESULT``, and what only they import, do not count.
     """
     combined = hashlib.sha256(_file_hash(Path(script).resolve()))
     sources = [Path(script), *(path for path in map(Path, more) if path.suffix == ".py")]
@@ -89,7 +94,7 @@ def _modules_of(path: Path) -> frozenset[str]:
     queue = list(_direct_imports(path))
     while queue:
         module = queue.pop()
-        if module not in seen:
+        if module not in seen | NO_RESULT:
             seen.add(module)
             queue.extend(_direct_imports(_module_file(module)))
     return frozenset(seen)

@@ -13,7 +13,7 @@ from moecap import running
 from moecap.campaign import Campaign
 from moecap.cluster import Cluster
 from moecap.errors import MoecapError
-from moecap.failures import RUN, summary
+from moecap.failures import RUN, settle, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
 from moecap.site import UNASKED, local_rules, shell_prefix
@@ -112,6 +112,7 @@ def report_over_what_there_is():
     """After a failure: what failed and why, and a report of the deployments that succeeded with the failed ones named."""
     if campaign.config.partial:
         return
+    settle(paths.failures, os.environ[RUN])
     for line in summary(paths.failures, os.environ[RUN]):
         logger.error(line)
     if not campaign.deployments or campaign.config.before:

@@ -96,6 +96,7 @@ ROWS = [
         (("moecap/metrics.py", '"""', '"""Edited. '),),
         {**below_metrics(3), "check_replay": 3},
     ),
+    Row("how a failure is told", (("moecap/failures.py", '"""', '"""Edited. '),), {}),
     Row(
         "how bytes are measured",
         (("moecap/measured_bytes.py", '"""', '"""Edited. '),),

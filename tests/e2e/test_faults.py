@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -201,6 +201,38 @@ def test_out_of_host_memory_under_a_limit(two: Workspace) -> None:
     (line,) = two.lines("failed: ")
     assert line.startswith("failed: measure: demo-bf16: Out of host memory ("), line
     assert json.loads(two.results("failures/measure/demo-bf16.json").read_text())["class"] == "memory"
+
+
+@contextmanager
+def small_memory(size_bytes: int) -> Iterator[tuple[str, ...]]:
+    """Words before a command that put it into a control group with so much memory; beyond it the kernel kills."""
+    root = Path("/sys/fs/cgroup")
+    # Version 1 has a folder per controller; version 2 one tree, whose groups hold either processes or groups.
+    parent, limit = (root / "memory", "memory.limit_in_bytes") if (root / "memory").is_dir() else (root, "memory.max")
+    group = parent / f"moecap-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(size_bytes))
+    except OSError as error:
+        with suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no control group for memory can be made here (root of a machine of its own can): {error}")
+    try:
+        yield "sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.e2e
+@pytest.mark.engine
+def test_killed_by_the_kernel_for_its_memory(two: Workspace) -> None:
+    with small_memory(700 * 2**20) as prefix:
+        run = two.run(POINTS, prefix=prefix)
+        assert run.returncode == 1
+    (line,) = two.lines("failed: ")
+    assert line.startswith("failed: measure: demo-bf16: Out of host memory: measure was killed"), line
+    assert json.loads(two.results("failures/measure/demo-bf16.json").read_text())["class"] == "memory"
+    assert two.lines("Incomplete: a report over what there is lies in results/partial/report.html.")
 
 
 @contextmanager

@@ -181,3 +181,22 @@ def test_out_of_host_memory_under_a_limit(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error in measure: Out of host memory (") and done.stderr.count("\n") == 1
     assert record(tmp_path)["class"] == "memory"
+
+
+def test_a_kill_while_the_kernel_ended_something_for_its_memory_is_said_to_be_that(tmp_path, monkeypatch):
+    monkeypatch.setenv(failures.RUN, "now")
+    monkeypatch.setattr(failures, "_at_work", lambda record: False)
+    counts = iter([3, 3, None])
+    monkeypatch.setattr(failures, "oom_kills", lambda: next(counts))
+    for name in ("killed", "told", "unknown"):
+        failures.begin(tmp_path / f"{name}.json", {"stage": "measure", "deployment": name})
+    failures.say(tmp_path / "told.json", [{"class": "permanent", "message": "no kernel", "error": "PermanentError"}])
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    failures.settle(tmp_path, "now", killed=3)  # nothing was killed meanwhile
+    failures.settle(tmp_path, "another run", killed=4)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+    failures.settle(tmp_path, "now", killed=4)
+    found = {record["deployment"]: record["reason"] for record in failures.read_failures(tmp_path)}
+    assert found["killed"].startswith("Out of host memory: measure was killed")
+    assert found["told"] == "no kernel" and "never ended" in found["unknown"]
+    assert json.loads((tmp_path / "killed.json").read_text())["class"] == "memory"

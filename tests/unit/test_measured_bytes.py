@@ -198,7 +198,7 @@ def test_a_quantized_checkpoint_is_refused(mixtral: tuple[Any, Anatomy], tmp_pat
 def test_the_counter_shares_no_code_with_the_predictor(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import moecap.measured_bytes\n")
-    assert modules_of(script) == ["moecap.errors", "moecap.measured_bytes"]
+    assert modules_of(script) == ["moecap.measured_bytes"]  # and moecap.errors, which no result depends on
     tree = ast.parse((ROOT / "moecap/measured_bytes.py").read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not imported & {f"moecap.{name}" for name in PREDICTOR}
