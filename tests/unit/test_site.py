@@ -61,7 +61,7 @@ def test_before_the_size_is_known_it_is_what_the_devices_hold():
 def test_gpus_only_for_stages_that_need_one():
     for rule in STAGES:
         found = resources(SITE, Need(rule, devices=2, weight_bytes=GB, points=1, **A100))
-        expected = rule in ("measure", "evaluate", "replay", "calibrate", "quantize")
+        expected = rule in ("measure", "evaluate", "replay", "trace_decode", "calibrate", "quantize")
         assert ("gpu" in found) == expected, rule
 
 
