@@ -25,6 +25,7 @@ from moecap.offload import ARGUMENTS as OFFLOAD_ARGUMENTS
 from moecap.offload import read_arguments
 from moecap.paths import Paths, fill
 from moecap.provenance import digest, pinned_version
+from moecap.stored import planned_bytes
 
 #: What the report shows of measured bytes; the file has more.
 MEASURED_COLUMNS = [
@@ -181,6 +182,7 @@ class Campaign:
                 f"{', '.join(model.checkpoints) or 'none'})."
             )
         self._check_device(row, where)
+        self._check_room(row, where)
         try:
             self._check_engine(row, where)
         except PermanentError as error:
@@ -204,6 +206,24 @@ class Campaign:
             raise PermanentError(
                 f"{where}: `engine` is {row.engine!r}, which runs on the cpu, but `hardware` is {row.hardware!r}, "
                 "whose price and peaks are those of a GPU. Name the entry of a CPU, or an engine on GPUs."
+            )
+
+    def _check_room(self, row: Deployment, where: str) -> None:
+        """One copy of the weights has to lie in the devices' memory. A warning: the checkpoint's true size is not known
+        before it is there."""
+        system = self.catalogue.hardware.find(row.hardware, where)
+        total = self.model(row.model).total_params
+        if row.offload != "none" or not (total and system.gpu and system.memory_bytes):
+            return
+        devices = row.devices // row.data_parallel
+        scheme = "bf16" if row.precision == "bf16" else self.precision(row.precision).scheme
+        needed, there = planned_bytes(total, scheme), devices * system.memory_bytes
+        if needed > there:
+            self._warn(
+                f"{where}: `model` {row.model!r} in {row.precision} has weights of about {needed / 1e9:,.0f} GB, and "
+                f"{devices} x {row.hardware} hold {there / 1e9:,.0f} GB: it will not fit, unless its checkpoint is "
+                "smaller than that. Give it more `devices` (with `tensor_parallel` or `pipeline_parallel`), a smaller "
+                "precision, or `offload`."
             )
 
     def _can_serve(self, row: Deployment) -> bool:

@@ -587,6 +587,17 @@ def _draw(
     return np.stack(columns, axis=-1)
 
 
+EQUATIONS = (
+    "1. MBU = (S_model + S_KV) / TPOT / B_peak, with S_model = n_layer × (S_attn + S_ff)",
+    "2. MFU = T_token × F_token / F_peak",
+    "3. S-MBU = (S_activated + S_KV) / TPOT / B_peak, with S_activated = n_layer × S_attn + Σ_l Σ_i 1[l,i] × S_expert",
+    "4. S-MFU = T_token × S-F_token / F_peak, with S-F_token = 2 N_attn + 2 N_router + 2 k_expert N_expert",
+    "5. C_hardware = C_GPU + C_CPU + C_motherboard + C_DRAM + C_SSD",
+    "6. C_energy = (P_GPU + P_CPU + P_C2M + P_PCIe + P_NVLink) × R",
+    "7. C_token = (C_hardware + C_energy × $/kWh) / (T_token × R)",
+)
+
+
 def schema_markdown() -> str:
     """``docs/schema.md``: every column with type, unit, meaning and source."""
     lines = [
@@ -595,8 +606,18 @@ def schema_markdown() -> str:
         "`results/cap.parquet`: one row per deployment × dataset × batch size. The same descriptions are in the",
         "Parquet file, per field (`unit`, `meaning`, `source`); its key-value metadata (key `moecap`, JSON) says what",
         "made it.",
-        "Equations are those of the MoE-CAP paper. Null means that nobody measured it; it is never written as 0.",
-        "A column marked ± has two more, `NAME_low` and `NAME_high`: its 95% interval.",
+        "Null means that nobody measured it; it is never written as 0. `status` says whether the timed run is there:",
+        "what of a row is estimated (power, prices) is said by `energy_source` and `price_status`.",
+        "A column marked ± has two more, `NAME_low` and `NAME_high`: its 95% interval; of a price (to buy, to rent)",
+        "the whole range of its quotes. What is computed from several uncertain figures has the 95% interval of draws",
+        "from all of them, which is narrower than their extremes.",
+        "",
+        "Equations are those of the MoE-CAP paper:",
+        "",
+        *EQUATIONS,
+        "",
+        "In decode, a measured utilization divides by the time of the decode steps, where the equations say TPOT: it",
+        "leaves out what lies between steps, and so is a little higher (the demo: by less than 1%).",
         "",
         "This page is generated: `python -m moecap.cap > docs/schema.md`.",
     ]

@@ -865,8 +865,8 @@ STANDARD: dict[str, tuple[str, str, Draw]] = {
     ),
     "bytes-per-layer": (
         "bytes",
-        "What MBU and S-MBU say a decode step reads per layer. They meet when a batch activates every expert. The "
-        "complete count adds router, norms, output head, embedding rows and activations.",
+        "What MBU and S-MBU say a decode step reads per layer. As printed, they meet when a batch activates every "
+        "expert. The complete count adds router, norms, output head, embedding rows and activations.",
         lambda table, _: bytes_per_layer(table),
     ),
 }

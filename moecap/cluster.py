@@ -22,25 +22,7 @@ from moecap.hardware import Cpu, System
 from moecap.io import read_json
 from moecap.paths import fill
 from moecap.site import SLURM_LOGS, UNASKED, Estimate, Need, Site, earlier_failures, estimate, load_site, resources
-from moecap.stored import SCHEMES
-
-# Embeddings, norms, routers and the head stay in 16 bits; they are a few per cent of what is listed here.
-UNQUANTIZED_SHARE = 0.05
-
-
-def planned_bytes(total_params: int, scheme: str) -> int:
-    """Bytes of a checkpoint that is not there yet. An estimate: a few per cent too many rather than too few.
-
-    >>> planned_bytes(46_702_792_704, "bf16")
-    93405585408
-    >>> 24e9 < planned_bytes(46_702_792_704, "W4A16") < 30e9
-    True
-    """
-    stored = SCHEMES.get(scheme)
-    if stored is None:
-        return 2 * total_params
-    bits = stored["weight_bits"] + stored.get("scale_bits", 16) / (stored.get("group_size") or 1024)
-    return round(total_params * ((1 - UNQUANTIZED_SHARE) * bits / 8 + UNQUANTIZED_SHARE * 2))
+from moecap.stored import planned_bytes
 
 
 class Cluster:

@@ -27,19 +27,25 @@ class Strict(BaseModel):
 class Deployment(Strict):
     """One row of the deployment table: model × precision × engine × hardware × parallelism × offload."""
 
-    deployment: Name
-    model: Name
-    precision: Name
-    engine: Name
-    hardware: Name
-    devices: int = Field(ge=1)
-    tensor_parallel: int = Field(default=1, ge=1)
-    pipeline_parallel: int = Field(default=1, ge=1)
-    expert_parallel: int = Field(default=1, ge=1)
-    data_parallel: int = Field(default=1, ge=1)
-    offload: Literal["none", "dram", "ssd"] = "none"
-    datasets: tuple[Name, ...] = Field(min_length=1)
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    deployment: Name = Field(description="its id: a name of your own, a target of snakemake")
+    model: Name = Field(description="entry of config/catalogue/models.yaml")
+    precision: Name = Field(description="`bf16`, or an entry of config/catalogue/precisions.yaml")
+    engine: Name = Field(description="entry of config/catalogue/engines.yaml")
+    hardware: Name = Field(description="entry of config/catalogue/hardware.yaml; `this-machine`: where the jobs run")
+    devices: int = Field(ge=1, description="in all: tensor_parallel × pipeline_parallel × data_parallel")
+    tensor_parallel: int = Field(default=1, ge=1, description="devices that share every layer")
+    pipeline_parallel: int = Field(default=1, ge=1, description="groups of devices that share the layers out")
+    expert_parallel: int = Field(default=1, ge=1, description="devices over which whole experts are placed")
+    data_parallel: int = Field(default=1, ge=1, description="copies of the model side by side")
+    offload: Literal["none", "dram", "ssd"] = Field(
+        default="none", description="where weights lie that device memory does not hold"
+    )
+    datasets: tuple[Name, ...] = Field(
+        min_length=1, description="entries of config/catalogue/datasets.yaml, separated by spaces"
+    )
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        min_length=1, description="requests submitted together, at least 1, separated by spaces"
+    )
 
     @field_validator("datasets", "batch_sizes", mode="before")
     @classmethod
@@ -277,7 +283,8 @@ _REQUIRED = tuple(name for name, field in Deployment.model_fields.items() if fie
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> MoecapError:
     """One paragraph for the first thing that a pydantic model refuses: key, value, what is allowed, near misses."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the row"
+    # Of a list it is the column that the table has, and the value that is wrong in it.
+    key = ".".join(part for part in first["loc"] if isinstance(part, str)) or "the row"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known: set[str] = set()

@@ -568,13 +568,13 @@ def cross_check_in_words(rows: Sequence[Mapping[str, Any]]) -> str:
     reference = ", ".join(dict.fromkeys(str(r["calibrated_on"]) for r in rows))
     other = [abs(r["error"]) for r in rows if not r["in_sample"]]
     own = [abs(r["error"]) for r in rows if r["in_sample"]]
-    bare = [abs(r["uncalibrated_error"]) for r in rows]
-    parts = [f"Calibrated on {reference} alone, the planner's TPOT is off by {np.median(own):.1%} in the middle there"]
+    parts = [f"Calibrated on {reference} alone, the planner's TPOT is off by {np.median(own):.1%} there (median)"]
     if other:
         unseen = f"{len(other)} points that it had not seen"
         parts.append(f"by {np.median(other):.1%} (at most {max(other):.1%}) over {unseen}")
+    times = float(np.median([r["measured_tpot_s"] / r["uncalibrated_tpot_s"] for r in rows]))
     return (
-        f"{', and '.join(parts)}. Without calibration, the roofline itself is off by {np.median(bare):.1%}: what the "
+        f"{', and '.join(parts)}. Without calibration, the roofline is {times:.3g} times too fast (median): what the "
         "hardware allows at most, not what an engine reaches."
     )
 
@@ -1015,60 +1015,107 @@ def answer(
 ) -> dict[str, Any]:
     """What the plan was made for: the cheapest, the largest batch, and what MBU-thinking would have bought instead.
 
+    A prediction that measured runs have calibrated and a bare roofline, which no engine reaches, are not compared with
+    each other: where there are both, the answer is about the former, and ``bounds`` about the latter.
+
     Returns:
         ``cheapest_per_token`` and ``cheapest_to_buy`` (rows or None), ``largest_batch`` (per model, precision, hardware
         and devices), ``mbu`` (the cheapest to buy that MBU's count would have let through) and ``mbu_extra_usd``: what
-        it costs more to buy; None where one of the two is None. ``points``, ``feasible``, ``meeting``: how many rows.
+        it costs more to buy; None where one of the two is None. ``points``, ``feasible``, ``meeting``: how many rows;
+        ``workloads``: (prompt, output) tokens of a request.
+        ``bounds``: the same three rows of the uncalibrated points, None where all or none are. ``why_none``: where no
+        row holds the limits, what comes nearest to it, or why nothing can be served.
     """
     rows = table.to_pylist() if isinstance(table, pa.Table) else list(table)
-    buy = cheapest(rows, tpot_s, ttft_s, accuracy, by="hardware_usd")
-    dense = cheapest(rows, tpot_s, ttft_s, accuracy, by="hardware_usd", dense=True)
+    limits = (tpot_s, ttft_s, accuracy)
+    calibrated, bare = ([r for r in rows if r["upper_bound"] == bound] for bound in (False, True))
+    chosen = _choose(calibrated or bare, *limits)
+    buy, dense = chosen["cheapest_to_buy"], chosen["mbu"]
     largest: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        key = tuple(row[k] for k in ("model", "precision", "hardware", "devices"))
+        key = tuple(row[k] for k in SYSTEM)
         largest.setdefault(
             key,
-            {
-                **{k: row[k] for k in ("model", "precision", "hardware", "devices")},
-                "largest_batch": row["largest_batch"],
-                "largest_batch_in_time": None,
-            },
+            {**{k: row[k] for k in SYSTEM}, "largest_batch": row["largest_batch"], "largest_batch_in_time": None},
         )
-        if meets(row, tpot_s, ttft_s, accuracy):
+        if meets(row, *limits):
             known = largest[key]["largest_batch_in_time"] or 0
             largest[key]["largest_batch_in_time"] = max(known, row["batch_size"])
+    meeting = sum(meets(r, *limits) for r in rows)
     return {
         "points": len(rows),
+        "workloads": sorted({(r["prompt_tokens"], r["output_tokens"]) for r in rows}),
         "feasible": sum(bool(r["feasible"]) for r in rows),
-        "meeting": sum(meets(r, tpot_s, ttft_s, accuracy) for r in rows),
+        "meeting": meeting,
         "upper_bound": any(r["upper_bound"] for r in rows),
-        "cheapest_per_token": cheapest(rows, tpot_s, ttft_s, accuracy),
-        "cheapest_to_buy": buy,
-        "mbu": dense,
+        **chosen,
         "mbu_extra_usd": None if buy is None or dense is None else dense["hardware_usd"] - buy["hardware_usd"],
+        "bounds": _choose(bare, *limits) if calibrated and bare else None,
+        "why_none": [] if meeting else _why_none(rows),
         "largest_batch": list(largest.values()),
     }
 
 
+#: What a row of the plan would be bought as.
+SYSTEM = ("model", "precision", "hardware", "devices")
+
+
+def _choose(
+    rows: Sequence[Mapping[str, Any]], tpot_s: float | None, ttft_s: float | None, accuracy: float | None
+) -> dict[str, Row | None]:
+    limits = (tpot_s, ttft_s, accuracy)
+    return {
+        "cheapest_per_token": cheapest(rows, *limits),
+        "cheapest_to_buy": cheapest(rows, *limits, by="hardware_usd"),
+        "mbu": cheapest(rows, *limits, by="hardware_usd", dense=True),
+    }
+
+
+def _why_none(rows: Sequence[Mapping[str, Any]], most: int = 5) -> list[str]:
+    """The fastest that can be served; where nothing can, the reasons, of each system at its smallest batch."""
+    feasible = [r for r in rows if r["feasible"]]
+    if feasible:
+        best = min(feasible, key=lambda r: r["tpot_s"])
+        known = "unknown" if best["accuracy"] is None else f"{best['accuracy']:.3f}"
+        return [
+            f"the fastest of what can be served is {best['devices']} x {best['hardware']}: {best['model']} "
+            f"{best['precision']}, batch {best['batch_size']}, TPOT {best['tpot_s'] * 1e3:,.3g} ms, TTFT "
+            f"{best['ttft_s'] * 1e3:,.3g} ms, accuracy {known}"
+        ]
+    first: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: r["batch_size"]):
+        first.setdefault(tuple(row[k] for k in SYSTEM), row)
+    said = [
+        f"{r['devices']} x {r['hardware']}: {r['model']} {r['precision']}, batch {r['batch_size']}: {r['reason']}"
+        for r in first.values()
+    ]
+    return [*said[:most], *([f"and {len(said) - most} more"] if len(said) > most else [])]
+
+
 def in_words(found: Mapping[str, Any]) -> str:
     """What :func:`answer` found (and ``required_bytes_per_s``, ``cross_check``, where they are there), for a reader."""
+    served = " and ".join(f"{prompt} prompt + {output} output tokens" for prompt, output in found["workloads"])
     lines = [
-        f"{found['points']:,} points, {found['feasible']:,} can be served, {found['meeting']:,} meet the limits"
-        + (" (upper bounds wherever nothing was measured)" if found["upper_bound"] else ""),
+        f"{found['points']:,} points ({served} a request), {found['feasible']:,} can be served, {found['meeting']:,} "
+        "meet the limits",
         "",
     ]
-    for key, title in (
-        ("cheapest_per_token", "cheapest per token"),
-        ("cheapest_to_buy", "cheapest to buy"),
-        ("mbu", "MBU-thinking would buy"),
-    ):
-        lines.append(f"{title:24} {'none' if found[key] is None else _row_in_words(found[key])}")
+    titles = {
+        "cheapest_per_token": "cheapest per token",
+        "cheapest_to_buy": "cheapest to buy",
+        "mbu": "MBU-thinking would buy",
+    }
+
+    def choices(of: Mapping[str, Any]) -> list[str]:
+        return [f"{title:24} {'none' if of[key] is None else _row_in_words(of[key])}" for key, title in titles.items()]
+
+    lines += choices(found)
     if found["mbu_extra_usd"]:
         lines.append(f"{'':24} {found['mbu_extra_usd']:,.0f} USD more")
+    lines += [f"{'why none':24} {reason}" for reason in found["why_none"]]
     chosen = [found[key] for key in ("cheapest_per_token", "cheapest_to_buy") if found[key] is not None]
-    keys = ("model", "precision", "hardware", "devices")
     for row in found["largest_batch"]:
-        if any(all(row[k] == c[k] for k in keys) for c in chosen):
+        if any(all(row[k] == c[k] for k in SYSTEM) for c in chosen):
             fits, in_time = row["largest_batch"], row["largest_batch_in_time"]
             lines.append(
                 f"{'largest batch':24} {row['devices']} x {row['hardware']}: {row['model']} {row['precision']}, "
@@ -1078,18 +1125,30 @@ def in_words(found: Mapping[str, Any]) -> str:
     for need in found.get("required_bytes_per_s", []):
         lines.append(
             f"{need['model']} {need['precision']} at batch {need['batch_size']} needs {need['s_mbu'] / 1e12:,.3g} TB/s "
-            f"by S-MBU, {need['mbu'] / 1e12:,.3g} TB/s by MBU"
+            f"by S-MBU, {need['mbu'] / 1e12:,.3g} TB/s by MBU, for that TPOT"
         )
+    if found["bounds"]:
+        lines += [
+            "",
+            "On hardware where nothing was measured, by the roofline alone. No engine reaches it: not to be compared "
+            "with the above.",
+            *choices(found["bounds"]),
+        ]
     if found.get("cross_check"):
         lines += ["", found["cross_check"]]
     return "\n".join(lines)
 
 
 def _row_in_words(row: Mapping[str, Any]) -> str:
-    bound = "upper bound" if row["upper_bound"] else f"calibrated on {row['calibration']}"
+    bound = (
+        "a roofline's bound: throughput at the most, times and cost at the least"
+        if row["upper_bound"]
+        else f"calibrated on {row['calibration']}"
+    )
     unsure = ", rests on unverified figures" if row["figures_unverified"] else ""
     low, high = row["usd_per_million_tokens_low"], row["usd_per_million_tokens_high"]
-    between = f" ({low:,.3g} to {high:,.3g})" if low is not None and high > low else ""
+    by = "by prices alone: " if row["upper_bound"] else ""
+    between = f" ({by}{low:,.3g} to {high:,.3g})" if low is not None and high > low else ""
     return (
         f"{row['devices']} x {row['hardware']}: {row['model']} {row['precision']}, batch {row['batch_size']}, "
         f"TPOT {row['tpot_s'] * 1e3:,.3g} ms, TTFT {row['ttft_s'] * 1e3:,.3g} ms, "

@@ -313,8 +313,10 @@ def _winners(group: Sequence[Row]) -> list[str]:
         if column == "accuracy" and len({r[column] for r in have}) == 1:
             same = f" All have the same accuracy ({percent(have[0][column])})."
             continue
-        winner = (max if higher else min)(have, key=lambda r, c=column: r[c])
-        leads.setdefault(winner["deployment"], []).append(f"{word} ({show(winner[column])})")
+        first, *others = sorted(have, key=lambda r, c=column: r[c], reverse=higher)
+        near = others and (_within_noise if column == "accuracy" else _overlap)(first, others[0], column)
+        unsure = f"; {others[0]['deployment']} within its interval" if near else ""
+        leads.setdefault(first["deployment"], []).append(f"{word} ({show(first[column])}{unsure})")
     if sum(map(len, leads.values())) < 2:
         return []
     parts = [
@@ -357,11 +359,20 @@ def _compared(row: Row, anchor: Row) -> str:
 
 
 def _noise(row: Row, anchor: Row, column: str) -> str:
-    ends = [r.get(f"{column}_{end}") for r in (row, anchor) for end in ("low", "high")]
+    return " (the intervals overlap)" if _overlap(row, anchor, column) else ""
+
+
+def _overlap(row: Row, other: Row, column: str) -> bool:
+    ends = [r.get(f"{column}_{end}") for r in (row, other) for end in ("low", "high")]
     if None in ends:
-        return ""
+        return False
     low_a, high_a, low_b, high_b = ends
-    return " (the intervals overlap)" if low_a <= high_b and low_b <= high_a else ""
+    return low_a <= high_b and low_b <= high_a
+
+
+def _within_noise(row: Row, other: Row, _column: str = "accuracy") -> bool:
+    z = _standard_errors(row, other)
+    return z is not None and abs(z) < 2
 
 
 def _standard_errors(row: Row, anchor: Row) -> float | None:
@@ -376,17 +387,14 @@ def _overestimates(rows: Sequence[Row]) -> list[str]:
     have = [r for r in rows if r["mbu_over_s_mbu"] is not None and r["batch_size"]]
     if not have:
         return []
-    worst = max(have, key=lambda r: r["mbu_over_s_mbu"])
-    sentence = (
-        f"MBU, which counts every expert, overestimates the bytes read in decode by up to "
-        f"{times(worst['mbu_over_s_mbu'])} ({worst['deployment']}, {worst['dataset']}, "
-        f"batch size {worst['batch_size']})"
-    )
-    same = [r for r in have if (r["deployment"], r["dataset"]) == (worst["deployment"], worst["dataset"])]
-    last = max(same, key=lambda r: r["batch_size"])
-    if last["batch_size"] > worst["batch_size"]:
-        sentence += f", down to {times(last['mbu_over_s_mbu'])} at batch size {last['batch_size']}"
-    return [sentence + "."]
+    worst, least = (pick(have, key=lambda r: r["mbu_over_s_mbu"]) for pick in (max, min))
+
+    def of(row: Row) -> str:
+        where = f"{row['deployment']}, {row['dataset']}, batch size {row['batch_size']}"
+        return f"{times(row['mbu_over_s_mbu'])} ({where})"
+
+    range_ = f"from {of(least)} to {of(worst)} of" if worst is not least else f"{of(worst)} of"
+    return [f"MBU, which counts every expert, counts {range_} the bytes that S-MBU counts in decode."]
 
 
 def _frontier(rows: Sequence[Row]) -> list[str]:
@@ -723,7 +731,7 @@ def cost_table(rows: Sequence[Row]) -> View:
             _source_cell(r["energy_source"]),
             _interval(r, "gpu_only_error", lambda v: f"{signed(100 * v)}%"),
             _price_cell(r),
-            _cell(r["price_source"], note=_price_note(r)),
+            _cell(r["price_source"], note=_price_note(r), kind="text long"),
         ]
         for r in rows[:MAX_ROWS]
         if r["hardware_usd"] is not None or r["usd_per_million_tokens"] is not None

@@ -622,3 +622,22 @@ def _main_dtype(tensors: Iterable[StoredTensor]) -> str:
         weight[tensor.dtype] += tensor.bytes
     dtype = weight.most_common(1)[0][0]
     return DTYPE_PRECISION.get(dtype, dtype.lower())
+
+
+# Embeddings, norms, routers and the head stay in 16 bits; they are a few per cent of what is listed here.
+UNQUANTIZED_SHARE = 0.05
+
+
+def planned_bytes(total_params: int, scheme: str) -> int:
+    """Bytes of a checkpoint that is not there yet. An estimate: a few per cent too many rather than too few.
+
+    >>> planned_bytes(46_702_792_704, "bf16")
+    93405585408
+    >>> 24e9 < planned_bytes(46_702_792_704, "W4A16") < 30e9
+    True
+    """
+    stored = SCHEMES.get(scheme)
+    if stored is None:
+        return 2 * total_params
+    bits = stored["weight_bits"] + stored.get("scale_bits", 16) / (stored.get("group_size") or 1024)
+    return round(total_params * ((1 - UNQUANTIZED_SHARE) * bits / 8 + UNQUANTIZED_SHARE * 2))

@@ -282,3 +282,21 @@ def test_hardware_without_a_price_is_a_warning_at_the_start(site: Path) -> None:
     assert "H100-NVL-94GB: no price is known" in warnings and "f cost to buy is null" in warnings
     given["cost"] = {"region": "us-average", "deployments": {"f": {"hardware_usd": 60_000}}}
     assert "no price is known" not in " ".join(Campaign(given).warnings)
+
+
+def test_weights_that_the_devices_do_not_hold_are_a_warning(site: Path) -> None:
+    def warned(row: str) -> list[str]:
+        head = "deployment,model,precision,engine,hardware,devices,tensor_parallel,datasets,batch_sizes,offload\n"
+        Path("table.csv").write_text(head + row)
+        campaign = Campaign({"deployments": "table.csv", "cost": {"region": "us-average"}})
+        return [warning for warning in campaign.warnings if "will not fit" in warning]
+
+    (warning,) = warned("d,mixtral-8x7b,bf16,vllm-cuda,H100-SXM5-80GB,1,1,gsm8k,1,none\n")
+    assert "table.csv, line 2 (d)" in warning and "93 GB" in warning and "1 x H100-SXM5-80GB hold 80 GB" in warning
+    assert not warned("d,mixtral-8x7b,bf16,vllm-cuda,H100-SXM5-80GB,2,2,gsm8k,1,none\n")
+    assert not warned("d,mixtral-8x7b,int4,vllm-cuda,H100-SXM5-80GB,1,1,gsm8k,1,none\n")
+
+
+def test_a_wrong_value_in_a_list_names_the_column(site: Path) -> None:
+    Path("table.csv").write_text(HEADER + ROW.rstrip("\n") + " 0\n")
+    assert "`batch_sizes`: " in refused({"deployments": "table.csv"}) and "0" in refused({"deployments": "table.csv"})

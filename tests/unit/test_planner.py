@@ -286,10 +286,35 @@ def test_answers(catalogue: Hardware) -> None:
     assert found["cheapest_per_token"]["usd_per_million_tokens"] == token
     # MBU-thinking takes every expert for read, so it never buys less and here buys more
     assert found["mbu"]["hardware_usd"] >= best["hardware_usd"] and found["mbu_extra_usd"] > 0
-    assert planner.answer(table, tpot_s=1e-6)["cheapest_to_buy"] is None
+    assert found["bounds"] is None and not found["why_none"]  # nothing was measured: all are bounds
+    assert "a roofline's bound" in planner.in_words(found)
+    missed = planner.answer(table, tpot_s=1e-6)
+    assert missed["cheapest_to_buy"] is None
+    assert "the fastest of what can be served is" in planner.in_words(missed)
     assert planner.answer(table, accuracy=0.99)["meeting"] == 0
     for entry in found["largest_batch"]:
         assert entry["largest_batch"] >= (entry["largest_batch_in_time"] or 0)
+
+
+def test_why_nothing_can_be_served_is_said(catalogue: Hardware) -> None:
+    table = planner.plan([Candidate(mixtral_8x7b(), "bf16")], catalogue, ["H100-SXM5-80GB"], [1], [1, 8])
+    found = planner.answer(table)
+    assert found["feasible"] == 0
+    (reason,) = found["why_none"]
+    assert reason.startswith("1 x H100-SXM5-80GB: ") and "it needs" in reason and "batch 1" in reason
+    assert reason in planner.in_words(found)
+
+
+def test_what_was_calibrated_is_not_compared_with_a_bare_roofline(catalogue: Hardware) -> None:
+    names = ["A100-SXM4-80GB", "H100-SXM5-80GB"]
+    rows = planner.plan([Candidate(mixtral_8x7b(), "bf16")], catalogue, names, [2], [8]).to_pylist()
+    slow = [{**r, "upper_bound": False, "usd_per_million_tokens": 1e3} for r in rows if r["hardware"] == names[0]]
+    fast = [r for r in rows if r["hardware"] == names[1]]
+    found = planner.answer([*slow, *fast])
+    assert found["cheapest_per_token"]["hardware"] == names[0], "the bound is cheaper, and nothing that one gets"
+    assert found["bounds"]["cheapest_per_token"]["hardware"] == names[1]
+    above, below = planner.in_words(found).split("by the roofline alone")
+    assert names[0] in above and names[1] not in above and names[1] in below
 
 
 def test_cost_of_a_plan_is_that_of_the_cost_model(catalogue: Hardware) -> None:
@@ -354,7 +379,7 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert found["required_bytes_per_s"][0]["mbu"] > 3 * found["required_bytes_per_s"][0]["s_mbu"]
     assert (tmp_path / "plan.parquet").exists()
     assert cli.main(arguments) == 0
-    assert "upper bounds" in capsys.readouterr().out
+    assert "a roofline's bound" in capsys.readouterr().out
     assert cli.main([*arguments, "--accuracy", "0.8"]) == 1
     assert "--cap" in capsys.readouterr().err
     assert cli.main(["plan"]) == 1

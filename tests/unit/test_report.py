@@ -329,6 +329,16 @@ def test_inline_scripts_cannot_end_early():
         render("chart.html.j2", {"title": "t", "svg": "", "spec": {}, "themes": {}, "bundle": "x = '</script>'"})
 
 
+def test_mbu_is_set_beside_s_mbu_and_not_beside_what_is_read() -> None:
+    rows = [
+        {"deployment": "d", "dataset": "a", "batch_size": batch, "mbu_over_s_mbu": ratio}
+        for batch, ratio in ((1, 2.5), (64, 1.07))
+    ]
+    (said,) = report._overestimates(rows)
+    assert "from 1.07× (d, a, batch size 64) to 2.50× (d, a, batch size 1) of the bytes that S-MBU counts" in said
+    assert "counts 2.50× (d, a, batch size 1) of the bytes" in report._overestimates(rows[:1])[0]
+
+
 def test_a_further_table_is_shown_as_its_metadata_say(tmp_path) -> None:
     path = tmp_path / "bytes.parquet"
     schema = pa.schema(
