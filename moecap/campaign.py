@@ -212,12 +212,11 @@ class Campaign:
         """One copy of the weights has to lie in the devices' memory. A warning: the checkpoint's true size is not known
         before it is there."""
         system = self.catalogue.hardware.find(row.hardware, where)
-        total = self.model(row.model).total_params
-        if row.offload != "none" or not (total and system.gpu and system.memory_bytes):
+        needed = self.planned_weight_bytes(row.model, row.precision)
+        if row.offload != "none" or not (needed and system.gpu and system.memory_bytes):
             return
         devices = row.devices // row.data_parallel
-        scheme = "bf16" if row.precision == "bf16" else self.precision(row.precision).scheme
-        needed, there = planned_bytes(total, scheme), devices * system.memory_bytes
+        there = devices * system.memory_bytes
         if needed > there:
             self._warn(
                 f"{where}: `model` {row.model!r} in {row.precision} has weights of about {needed / 1e9:,.0f} GB, and "
@@ -267,6 +266,12 @@ class Campaign:
 
     def engine(self, name: str) -> EngineEntry:
         return self.catalogue.engines[name]
+
+    def planned_weight_bytes(self, model: str, precision: str) -> int | None:
+        """Bytes of a checkpoint before it is there, by the catalogue; None: the model's parameters are not known."""
+        total = self.model(model).total_params
+        scheme = "bf16" if precision == "bf16" else self.precision(precision).scheme
+        return None if total is None else planned_bytes(total, scheme)
 
     def dataset(self, name: str) -> DatasetEntry:
         return self.catalogue.datasets[name]

@@ -22,7 +22,6 @@ from moecap.hardware import Cpu, System
 from moecap.io import read_json
 from moecap.paths import fill
 from moecap.site import SLURM_LOGS, UNASKED, Estimate, Need, Site, earlier_failures, estimate, load_site, resources
-from moecap.stored import planned_bytes
 
 
 class Cluster:
@@ -100,11 +99,7 @@ class Cluster:
     def weight_bytes(self, model: str, precision: str) -> int | None:
         """Bytes of a variant: as stored, else as planned, else None."""
         stored = self._stored_bytes(model, precision)
-        if stored is not None:
-            return stored
-        total = self.campaign.model(model).total_params
-        scheme = "bf16" if precision == "bf16" else self.campaign.precision(precision).scheme
-        return None if total is None else planned_bytes(total, scheme)
+        return self.campaign.planned_weight_bytes(model, precision) if stored is None else stored
 
     def _stored_bytes(self, model: str, precision: str) -> int | None:
         if (model, precision) not in self._sizes:

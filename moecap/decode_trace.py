@@ -20,7 +20,7 @@ from moecap import replay
 from moecap.engines.base import Request, RunResult, load
 from moecap.errors import MoecapError
 from moecap.io import read_parquet, write_parquet
-from moecap.performance import SCHEDULE, engine_spec
+from moecap.performance import REQUESTS, SCHEDULE, engine_spec
 from moecap.provenance import provenance
 from moecap.routing import id_dtype, sequence_hash
 
@@ -32,13 +32,8 @@ MAX_RUNS = 8
 #: were found in the prefix cache) are zero.
 DECODED = pa.schema(
     [
-        pa.field("dataset", pa.string(), metadata={"meaning": "dataset of the catalogue"}),
-        pa.field("batch_size", pa.int32(), metadata={"meaning": "requests submitted together"}),
-        pa.field("repeat", pa.int32(), metadata={"meaning": "number of the run, from 0"}),
-        pa.field("request", pa.int32(), metadata={"meaning": "number of the request in its run, from 0"}),
-        pa.field("sequence_sha256", pa.string(), metadata={"meaning": "hash of prompt and output"}),
-        pa.field("prompt_token_ids", pa.list_(pa.int32())),
-        pa.field("output_token_ids", pa.list_(pa.int32())),
+        *map(REQUESTS.field, ("dataset", "batch_size", "repeat", "request", "sequence_sha256")),
+        *map(REQUESTS.field, ("prompt_token_ids", "output_token_ids")),
         pa.field("expert_ids", pa.binary(), metadata={"meaning": "as in a routing file: (tokens, MoE layers, top-k)"}),
     ]
 )

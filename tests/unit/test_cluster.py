@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from moecap.campaign import Campaign
-from moecap.cluster import Cluster, planned_bytes
+from moecap.cluster import Cluster
 from moecap.meta import anatomy
 from moecap.site import SLURM_LOGS, Site, load_site
+from moecap.stored import planned_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 RERUN = yaml.safe_load((ROOT / "config/paper-rerun.yaml").read_text())

@@ -41,16 +41,6 @@ def take(model):
     return seen
 
 
-class Ids:
-    """Routing as the join wants it."""
-
-    def __init__(self, backend, ids):
-        self.layers, self.top_k, self.n_experts, self.ids = backend.layers, backend.top_k, backend.n_experts, ids
-
-    def experts(self, name):
-        return self.ids[name]
-
-
 def tables(result):
     point = {"dataset": "d", "batch_size": 4, "repeat": 0}
     lists = ("request", "first_position", "tokens", "cached_tokens", "preempted")
@@ -99,9 +89,10 @@ def test_chunks_mixed_steps_and_preemption_against_the_forward_passes(checkpoint
     finally:
         backend.close()
     assert list(backend.layers) == shape["layers"]
+    routing = replay_check.Ids(ids, backend.layers, backend.top_k, backend.n_experts)
     for result, passes, seen in runs:
         schedule, requests = tables(result)
-        steps = step_table(schedule, requests, Ids(backend, ids), anatomy(checkpoint))
+        steps = step_table(schedule, requests, routing, anatomy(checkpoint))
         rows = np.array([len(step.positions) for step in passes])
         column = {name: np.array(steps.column(name).to_pylist()) for name in steps.column_names}
         computed = column["prefill_tokens"] + column["decode_tokens"]
