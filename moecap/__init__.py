@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    "anatomy": "moecap.meta",
-    "mbu": "moecap.utilization",
-    "mfu": "moecap.utilization",
-    "s_mbu": "moecap.utilization",
-    "s_mfu": "moecap.utilization",
+    "anatomy": "moecap.model.meta",
+    "mbu": "moecap.metrics.utilization",
+    "mfu": "moecap.metrics.utilization",
+    "s_mbu": "moecap.metrics.utilization",
+    "s_mfu": "moecap.metrics.utilization",
     "MoecapError": "moecap.errors",
 }
 

@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
-from moecap import running
-from moecap.campaign import Campaign
-from moecap.cluster import Cluster
+from moecap.jobs import running
+from moecap.campaign.campaign import Campaign
+from moecap.cluster.requests import Cluster
 from moecap.errors import MoecapError
-from moecap.failures import RUN, settle, summary
+from moecap.jobs.failures import RUN, settle, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
-from moecap.site import UNASKED, local_rules, shell_prefix
+from moecap.cluster.site import UNASKED, local_rules, shell_prefix
 
 # The jobs of this run know each other by it, also on a cluster's nodes: what failed for good is not tried again.
 os.environ.setdefault(RUN, f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moecap.accuracy import ROW_SCHEMA, evaluate
-from moecap.demo import local_data
-from moecap.hub import check_checkpoint
+from moecap.accuracy.evaluate import ROW_SCHEMA, evaluate
+from moecap.checkpoints.demo import local_data
+from moecap.checkpoints.hub import check_checkpoint
 from moecap.io import write_parquet
+from moecap.jobs.workflow import script
 from moecap.provenance import provenance
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     settings = job.params.settings

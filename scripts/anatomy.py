@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from moecap.io import write_json, write_parquet
-from moecap.meta import anatomy
-from moecap.workflow import script
+from moecap.jobs.workflow import script
+from moecap.model.meta import anatomy
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.model)

@@ -17,8 +17,8 @@ from typing import Any
 
 from moecap.errors import MoecapError
 from moecap.io import atomic_path
-from moecap.meta import Refused, assemble, build, measure, planned_sizes, skeleton
-from moecap.stored import Recipe
+from moecap.model.meta import Refused, assemble, build, measure, planned_sizes, skeleton
+from moecap.model.stored import Recipe
 
 #: A class of this kind in a family's modelling file makes it a mixture of experts.
 MARK = re.compile(r"class \w*(Experts|Moe|MoE|MOE|SparseMLP|Router)\w*\(")

@@ -7,9 +7,9 @@ those rules), and optionally title, licence, steps_limit_bytes.
 
 import logging
 
-from moecap.archive import collect, make_archive
+from moecap.archive.pack import collect, make_archive
+from moecap.jobs.workflow import script
 from moecap.paths import Paths, fill
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.archive)

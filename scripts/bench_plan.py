@@ -10,10 +10,10 @@ import argparse
 import time
 from pathlib import Path
 
-from moecap import hardware
+from moecap.hardware import catalogue as hardware
 from moecap.io import read_json, write_json
-from moecap.meta import anatomy
-from moecap.planner import Candidate, Workload, answer, plan
+from moecap.model.meta import anatomy
+from moecap.plan.planner import Candidate, Workload, answer, plan
 
 MODELS = ("mixtral-8x7b", "mixtral-8x22b", "dbrx", "qwen3-30b-a3b", "deepseek-v3")
 PRECISIONS = ("bf16", "int8", "int4")

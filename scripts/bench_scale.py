@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moecap import routing, steps
 from moecap.io import read_json, read_parquet, write_json, write_parquet
-from moecap.metrics import Peaks, metrics_table
-from moecap.structure import COMPONENTS, Anatomy, Component, LayerKind
+from moecap.metrics import steps
+from moecap.metrics.table import Peaks, metrics_table
+from moecap.model.structure import COMPONENTS, Anatomy, Component, LayerKind
+from moecap.routing import store as routing
 
 PROMPT, OUTPUT = 8, 1000
 

@@ -6,9 +6,9 @@ Params: hardware: device ("cpu" or "cuda"); optionally seconds (for the calibrat
 
 import time
 
-from moecap import machine
+from moecap.hardware import machine
 from moecap.io import write_json
-from moecap.workflow import script
+from moecap.jobs.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.get("hardware") or {})

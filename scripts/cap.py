@@ -5,12 +5,12 @@ params.cap: deployments (rows of the deployment table), failures (folder of fail
 thresholds of the classes (as in the config's `cap`), provenance (more of it for the file's metadata, optional).
 """
 
-from moecap.cap import cap_table
-from moecap.classify import classify_table
-from moecap.failures import read_failures
+from moecap.cap.classes import classify_table
+from moecap.cap.table import cap_table
 from moecap.io import read_parquet, write_parquet
+from moecap.jobs.failures import read_failures
+from moecap.jobs.workflow import script
 from moecap.provenance import provenance
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.cap)

@@ -6,9 +6,9 @@ params.charts: reference (deployment that the radar measures against), formats (
 
 import logging
 
-from moecap.charts import routing_of, write_all
+from moecap.charts.standard import routing_of, write_all
 from moecap.io import read_parquet
-from moecap.workflow import script
+from moecap.jobs.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.charts)

@@ -2,17 +2,17 @@
 
 Input:  decoded, schedule (of the runs whose routers were read), points and requests of the timed runs, routing (their
         replay), anatomy.
-Output: table (schema: moecap/replay_check.py).
+Output: table (schema: moecap/checks/replay_check.py).
 """
 
 from pathlib import Path
 
+from moecap.checks.replay_check import check, in_words
 from moecap.io import read_json, read_parquet, write_parquet
+from moecap.jobs.workflow import script
+from moecap.model.structure import Anatomy
 from moecap.provenance import provenance
-from moecap.replay_check import check, in_words
-from moecap.routing import RoutingStore
-from moecap.structure import Anatomy
-from moecap.workflow import script
+from moecap.routing.store import RoutingStore
 
 with script(snakemake) as job:  # noqa: F821
     name = Path(job.output.table).stem

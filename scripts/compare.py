@@ -3,9 +3,9 @@
 input: a, b (archives); output: table (Parquet), markdown, html.
 """
 
-from moecap.compare import compare
 from moecap.io import atomic_path, write_parquet
-from moecap.workflow import script, tell
+from moecap.jobs.workflow import script, tell
+from moecap.report import compare
 
 with script(snakemake) as job:  # noqa: F821
     found = compare(job.input.a, job.input.b)

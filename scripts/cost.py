@@ -4,11 +4,11 @@ input: metrics, machine (what calibration found). params.cost: deployment (row o
 several rows), hardware (slice of the catalogue), settings (the `cost` part of the config).
 """
 
-from moecap import hardware
-from moecap.cost import cost_table
+from moecap.cost.deployment import cost_table
+from moecap.hardware import catalogue as hardware
 from moecap.io import read_json, read_parquet, write_parquet
+from moecap.jobs.workflow import script
 from moecap.provenance import provenance
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.cost

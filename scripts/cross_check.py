@@ -7,11 +7,11 @@ measured), compute_dtypes (by precision), reference (deployment to calibrate on)
 
 import pyarrow as pa
 
-from moecap.hardware import Speeds
+from moecap.hardware.catalogue import Speeds
 from moecap.io import write_parquet
-from moecap.planner import CROSS_CHECK_SCHEMA, Measured, cross_check_in_words
+from moecap.jobs.workflow import script
+from moecap.plan.planner import CROSS_CHECK_SCHEMA, Measured, cross_check_in_words
 from moecap.provenance import provenance
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.cross_check

@@ -6,9 +6,9 @@ wildcards: variant (model/precision); output: manifest, written last.
 
 from pathlib import Path
 
-from moecap.hub import fetch
-from moecap.site import shared_cache
-from moecap.workflow import script
+from moecap.checkpoints.hub import fetch
+from moecap.cluster.site import shared_cache
+from moecap.jobs.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     model, precision = job.wildcards.variant.split("/")

@@ -4,11 +4,11 @@ output: hosts. params.hosts: names (entries of the catalogue), hardware (slice o
 config).
 """
 
-from moecap import hardware
-from moecap.cost import hosts_table
+from moecap.cost.deployment import hosts_table
+from moecap.hardware import catalogue as hardware
 from moecap.io import write_parquet
+from moecap.jobs.workflow import script
 from moecap.provenance import provenance
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.hosts

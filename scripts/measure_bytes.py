@@ -1,17 +1,17 @@
 """Bytes of a decode step, counted op by op while Transformers executes it, beside the predicted ones.
 
-input: manifest (its folder is the checkpoint), anatomy; output: table (schema: moecap/byte_check.py);
+input: manifest (its folder is the checkpoint), anatomy; output: table (schema: moecap/checks/byte_check.py);
 params.run: model, precision, seed, trust_remote_code.
 """
 
 import logging
 from pathlib import Path
 
-from moecap.byte_check import check_checkpoint, disagreements, table
+from moecap.checks.byte_check import check_checkpoint, disagreements, table
 from moecap.io import read_json, write_parquet
+from moecap.jobs.workflow import script
+from moecap.model.structure import Anatomy
 from moecap.provenance import provenance
-from moecap.structure import Anatomy
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.run)

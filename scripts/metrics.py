@@ -10,13 +10,14 @@ import logging
 import time
 from pathlib import Path
 
-from moecap import routing, steps
 from moecap.io import read_json, read_parquet, write_parquet
-from moecap.metrics import metrics_table, peaks_of, replication_of
-from moecap.offload import placement_of
-from moecap.routing_analysis import analysis_table
-from moecap.structure import Anatomy
-from moecap.workflow import script
+from moecap.jobs.workflow import script
+from moecap.metrics import steps
+from moecap.metrics.routing_analysis import analysis_table
+from moecap.metrics.table import metrics_table, peaks_of, replication_of
+from moecap.model.offload import placement_of
+from moecap.model.structure import Anatomy
+from moecap.routing import store as routing
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.metrics)

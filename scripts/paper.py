@@ -5,10 +5,10 @@ input: tables (config/paper/table*.csv). output: metrics, accuracy (Parquet).
 
 from pathlib import Path
 
-from moecap import paper
+from moecap.cap import paper
 from moecap.io import write_parquet
+from moecap.jobs.workflow import script
 from moecap.provenance import provenance
-from moecap.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     numbers = sorted(int(Path(path).stem.removeprefix("table")) for path in job.input.tables)

@@ -5,13 +5,13 @@ Input:  manifest (the checkpoint's manifest.json, beside its files), machine (re
 Params: run = Campaign.performance_params: deployment (a row), datasets {name: task, output_tokens, …}, data_files,
         engine (catalogue entry), precision, settings (repeats, warmup, requests_per_repeat, output_tokens), seed,
         trust_remote_code; optional: spool (folder), else beside the outputs in the results tree.
-Output: points, requests, schedule (schemas: moecap/performance.py).
+Output: points, requests, schedule (schemas: moecap/measure/performance.py).
 """
 
 from pathlib import Path
 
-from moecap.performance import run_job
-from moecap.workflow import record_path, script, tell
+from moecap.jobs.workflow import record_path, script, tell
+from moecap.measure.performance import run_job
 
 with script(snakemake) as job:  # noqa: F821
     results = Path(job.output.points).parents[2]

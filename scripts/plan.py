@@ -9,11 +9,11 @@ limits. The answers and how wrong the calibration is elsewhere go into the table
 
 from pathlib import Path
 
-from moecap import hardware
+from moecap.hardware import catalogue as hardware
 from moecap.io import atomic_path, write_parquet
-from moecap.planner import Measured, Workload, accuracies, answer, cross_check_in_words, in_words, plan
+from moecap.jobs.workflow import script, tell
+from moecap.plan.planner import Measured, Workload, accuracies, answer, cross_check_in_words, in_words, plan
 from moecap.provenance import provenance
-from moecap.workflow import script, tell
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.plan

@@ -1,15 +1,16 @@
 """Quantize a bf16 checkpoint with llmcompressor, in its own environment.
 
-params: recipe (see moecap.quantize.Recipe), python (the interpreter that has llmcompressor); input.data: the manifest
+params: recipe (see moecap.checkpoints.quantize.Recipe), python (the interpreter that has llmcompressor); input.data:
+the manifest
 of the demo's data, where the recipe calibrates on it. The site's file may name a cache that campaigns share.
 """
 
 from pathlib import Path
 
-from moecap.demo import TRAIN_FILE
-from moecap.quantize import make
-from moecap.site import shared_cache
-from moecap.workflow import script
+from moecap.checkpoints.demo import TRAIN_FILE
+from moecap.checkpoints.quantize import make
+from moecap.cluster.site import shared_cache
+from moecap.jobs.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     model, precision = job.wildcards.variant.split("/")

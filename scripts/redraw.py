@@ -6,8 +6,8 @@ input: archive; output: cap, charts (folder), report: beside each other.
 import logging
 from pathlib import Path
 
-from moecap.redraw import redraw
-from moecap.workflow import script, tell
+from moecap.jobs.workflow import script, tell
+from moecap.report import redraw
 
 with script(snakemake) as job:  # noqa: F821
     found = redraw(job.input.archive, Path(job.output.report).parent)

@@ -4,16 +4,16 @@ Input:  manifest (the checkpoint's manifest.json, beside its files), requests (r
         this model and precision), anatomy (optional: the routing is held against it).
 Params: replay = Campaign.replay_params: engine (catalogue entry), engine_version, trust_remote_code; optionally
         backend, tensor_parallel. cache (folder, optional): what was replayed before, not declared to Snakemake.
-Output: routing (schema: moecap/routing.py).
+Output: routing (schema: moecap/routing/store.py).
 """
 
 import logging
 from pathlib import Path
 
-from moecap import replay
 from moecap.io import read_json
-from moecap.structure import Anatomy
-from moecap.workflow import script
+from moecap.jobs.workflow import script
+from moecap.model.structure import Anatomy
+from moecap.routing import replay
 
 with script(snakemake) as job:  # noqa: F821
     output = Path(job.output.routing)

@@ -6,8 +6,8 @@ of {title, note, path, columns}: further Parquet tables to show where they exist
 """
 
 from moecap.io import atomic_path
-from moecap.report import read_inputs, render_report
-from moecap.workflow import script
+from moecap.jobs.workflow import script
+from moecap.report.page import read_inputs, render_report
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.report)

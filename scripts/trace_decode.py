@@ -3,11 +3,11 @@
 Input:  manifest (its folder is the checkpoint), requests (of the timed runs).
 Params: run = Campaign.trace_decode_params: deployment (a row), engine (catalogue entry), engine_version, seed,
         trust_remote_code.
-Output: decoded, schedule (schemas: moecap/decode_trace.py).
+Output: decoded, schedule (schemas: moecap/routing/decode_trace.py).
 """
 
-from moecap.decode_trace import run_job
-from moecap.workflow import script
+from moecap.jobs.workflow import script
+from moecap.routing.decode_trace import run_job
 
 with script(snakemake) as job:  # noqa: F821
     run_job(

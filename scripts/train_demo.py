@@ -6,8 +6,8 @@ where other work runs beside, and the same number gives the same tensors on ever
 
 from pathlib import Path
 
-from moecap.demo import train
-from moecap.workflow import script
+from moecap.checkpoints.demo import train
+from moecap.jobs.workflow import script
 
 with script(snakemake) as job:  # noqa: F821
     train(

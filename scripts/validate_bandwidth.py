@@ -24,16 +24,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moecap import machine, replay
-from moecap.config import read_yaml
 from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.errors import MoecapError
+from moecap.hardware import machine
 from moecap.io import atomic_path
-from moecap.meta import anatomy as anatomy_of
-from moecap.metrics import AMOUNTS, step_amounts
-from moecap.performance import REQUESTS, SCHEDULE, engine_spec
-from moecap.routing import sequence_hash
-from moecap.steps import step_table
+from moecap.measure.performance import REQUESTS, SCHEDULE, engine_spec
+from moecap.measure.sequences import sequence_hash
+from moecap.metrics.steps import step_table
+from moecap.metrics.table import AMOUNTS, step_amounts
+from moecap.model.meta import anatomy as anatomy_of
+from moecap.routing import replay
+from moecap.schema import read_yaml
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 TIMES_THE_CACHE = 4

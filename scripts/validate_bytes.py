@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moecap import charts, machine
-from moecap.byte_check import (
+from moecap.charts import standard as charts
+from moecap.checks.byte_check import (
     TOTAL_ERROR,
     WEIGHTS_OVER_ACTIVATIONS,
     WHOLE,
@@ -32,10 +32,11 @@ from moecap.byte_check import (
     table,
 )
 from moecap.errors import MoecapError
+from moecap.hardware import machine
 from moecap.io import atomic_path
-from moecap.meta import anatomy as anatomy_of
+from moecap.model.meta import anatomy as anatomy_of
+from moecap.model.structure import Anatomy
 from moecap.provenance import library_versions
-from moecap.structure import Anatomy
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 REAL = "Mixtral-8x7B, one layer of real size"
@@ -209,10 +210,10 @@ def markdown(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str
         "# Predicted bytes against measured bytes",
         "",
         "Transformers decodes one token per sequence while every operation of PyTorch is watched "
-        "(`moecap/measured_bytes.py`): an operand that lies in a weight's storage is a read of that region, one in the "
-        "KV cache is a read of that, the rest is activations. Experts are executed one by one. The counter shares no "
-        "code with the prediction (`moecap/utilization.py`); the experts that the prediction counts are those that the "
-        "routers chose in that very step. Weights are random.",
+        "(`moecap/checks/measured_bytes.py`): an operand that lies in a weight's storage is a read of that region, "
+        "one in the KV cache is a read of that, the rest is activations. Experts are executed one by one. The counter "
+        "shares no code with the prediction (`moecap/metrics/utilization.py`); the experts that the prediction "
+        "counts are those that the routers chose in that very step. Weights are random.",
         "",
         "“Measured” is weights, KV cache, and the activations that matrix products and attention read and write. Other "
         "activations (`unfused_bytes` in `bytes.csv`) are apart: how much of them reaches memory is a matter of the "

@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from moecap import machine
-from moecap.byte_check import compare, measure
+from moecap.checks.byte_check import compare, measure
+from moecap.checks.measured_bytes import AppendingCache
 from moecap.errors import MoecapError
+from moecap.hardware import machine
 from moecap.io import atomic_path, read_json
-from moecap.measured_bytes import AppendingCache
-from moecap.meta import anatomy as anatomy_of
+from moecap.model import resolve
+from moecap.model.meta import anatomy as anatomy_of
+from moecap.model.structure import Anatomy
 from moecap.provenance import ROOT, library_versions
-from moecap.resolve import resolve
-from moecap.structure import Anatomy
 
 sys.path.insert(0, str(Path(__file__).parent))
 from validate_bytes import random_weights, real_layer

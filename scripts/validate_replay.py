@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moecap import machine, replay
-from moecap.config import read_yaml
-from moecap.decode_trace import Tracer, tokens_of
+from moecap.checks.replay_check import COMPARED, GOALS, Ids, Run, compare
 from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.errors import MoecapError
+from moecap.hardware import machine
 from moecap.io import atomic_path, read_parquet
-from moecap.meta import anatomy as anatomy_of
-from moecap.performance import engine_spec
-from moecap.replay_check import COMPARED, GOALS, Ids, Run, compare
-from moecap.routing import sequence_hash
+from moecap.measure.performance import engine_spec
+from moecap.measure.sequences import sequence_hash
+from moecap.model.meta import anatomy as anatomy_of
+from moecap.routing import replay
+from moecap.routing.decode_trace import Tracer, tokens_of
+from moecap.schema import read_yaml
 
 # Runs per batch size: a small batch needs more of them for as many tokens.
 RUNS = {1: 32, 4: 16, 16: 8, 64: 4}

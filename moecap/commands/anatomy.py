@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from moecap.structure import COMPONENTS, Anatomy
+from moecap.model.structure import COMPONENTS, Anatomy
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, and print a table or JSON."""
-    from moecap.meta import anatomy
+    from moecap.model.meta import anatomy
 
     found = anatomy(args.model, args.precision, kv_dtype_bytes=args.kv_dtype_bytes, catalogue=args.catalogue)
     data = describe(found, args.tp, args.ep, args.pp, args.dp, args.shared)
@@ -48,7 +48,7 @@ def describe(
     anatomy: Anatomy, tp: int = 1, ep: int = 1, pp: int = 1, dp: int = 1, shared: str = "split"
 ) -> dict[str, Any]:
     """The anatomy as JSON data; with parallelism, bytes and FLOPs are those of one device, parameters global."""
-    from moecap.parallel import per_device
+    from moecap.model.parallel import per_device
 
     data = anatomy.to_json()
     if (tp, ep, pp, dp) == (1, 1, 1, 1) and shared == "split":

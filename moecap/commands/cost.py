@@ -6,10 +6,10 @@ import argparse
 import json
 from typing import Any
 
-from moecap.cost import deployment_cost, settings
+from moecap.cost.deployment import deployment_cost, settings
 from moecap.errors import MoecapError
-from moecap.hardware import Hardware, load
-from moecap.machine import detect_gpus
+from moecap.hardware.catalogue import Hardware, load
+from moecap.hardware.machine import detect_gpus
 
 DEFAULT_REGION = "us-average"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError, nearest
-from moecap.hardware import Hardware, load
+from moecap.hardware.catalogue import Hardware, load
 from moecap.io import read_json
-from moecap.planner import (
+from moecap.model.structure import Anatomy
+from moecap.plan.planner import (
     Candidate,
     Measured,
     Workload,
@@ -22,7 +23,6 @@ from moecap.planner import (
     plan,
     required_bytes_per_s,
 )
-from moecap.structure import Anatomy
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEVICES = (1, 2, 4, 8)
@@ -136,7 +136,7 @@ def _anatomies(models: Sequence[str], precisions: Sequence[str]) -> Iterable[Ana
         if read is not None:
             yield read
             continue
-        from moecap.meta import anatomy  # builds the model: needs torch
+        from moecap.model.meta import anatomy  # builds the model: needs torch
 
         for precision in precisions:
             yield anatomy(model, precision)

@@ -24,8 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify the archive, and draw unless only that was asked for."""
-    from moecap.archive import verify
-    from moecap.redraw import redraw
+    from moecap.archive.pack import verify
+    from moecap.report import redraw
 
     if args.verify:
         found = verify(args.archive)

@@ -18,8 +18,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the config asks for; an error ends with status 1 and one paragraph."""
-    from moecap.campaign import Campaign
-    from moecap.config import read_yaml
+    from moecap.campaign.campaign import Campaign
+    from moecap.schema import read_yaml
 
     campaign = Campaign(read_yaml(args.config) or {}, args.config)
     rows = campaign.deployments.values()

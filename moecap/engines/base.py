@@ -139,7 +139,7 @@ class Engine(ABC):
     def run(self, requests: Sequence[Request], window: Window = no_window) -> RunResult:
         """Submit ``requests`` together and serve them to the end, all of them at a time.
 
-        ``window`` is opened around the timed part (see :func:`moecap.energy.window`).
+        ``window`` is opened around the timed part (see :func:`moecap.hardware.energy.window`).
 
         Raises:
             MoecapError: more requests than ``spec.max_num_seqs``, or one that does not fit the context.

@@ -48,7 +48,7 @@ class TransformersEngine(Engine):
                 raise PermanentError(f"Engine {spec.name} serves on one device; `{key}` is {getattr(spec, key)}.")
         import torch
 
-        from moecap.dequantize import load_causal_lm
+        from moecap.checkpoints.dequantize import load_causal_lm
 
         self._torch = torch
         if spec.threads and spec.device == "cpu":

@@ -37,9 +37,9 @@ from moecap.engines.base import (
     library_versions,
     no_window,
 )
+from moecap.engines.multinode import over_nodes
 from moecap.errors import MoecapError, PermanentError
-from moecap.multinode import over_nodes
-from moecap.offload import read_arguments
+from moecap.model.offload import read_arguments
 
 log = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ ROWS = [
         (("moecap/engines/vllm_engine.py", '"""', '"""Edited. '),),
         {**timed(3), **below_metrics(3)},
     ),
-    Row("a chart's code", (("moecap/charts.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
+    Row("a chart's code", (("moecap/charts/standard.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
     Row(
         "a template of the report",
         (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),),
@@ -93,18 +93,18 @@ ROWS = [
     ),
     Row(
         "a metrics function of the library",
-        (("moecap/metrics.py", '"""', '"""Edited. '),),
+        (("moecap/metrics/table.py", '"""', '"""Edited. '),),
         {**below_metrics(3), "check_replay": 3},
     ),
-    Row("how a failure is told", (("moecap/failures.py", '"""', '"""Edited. '),), {}),
+    Row("how a failure is told", (("moecap/jobs/failures.py", '"""', '"""Edited. '),), {}),
     Row(
         "how bytes are measured",
-        (("moecap/measured_bytes.py", '"""', '"""Edited. '),),
+        (("moecap/checks/measured_bytes.py", '"""', '"""Edited. '),),
         {"measure_bytes": 1, "report": 1},
     ),
     Row(
         "how the replay is held against the decode",
-        (("moecap/replay_check.py", '"""', '"""Edited. '),),
+        (("moecap/checks/replay_check.py", '"""', '"""Edited. '),),
         {"check_replay": 3, "report": 1},
     ),
     Row(
@@ -119,7 +119,7 @@ ROWS = [
     ),
     Row(
         "a cost function of the library",
-        (("moecap/cost.py", '"""', '"""Edited. '),),
+        (("moecap/cost/deployment.py", '"""', '"""Edited. '),),
         {"cost": 3, "cross_check": 1, **TABLES},
     ),
     Row(

@@ -60,7 +60,7 @@ def workflow(demo: Path, tmp_path: Path) -> Path:
 def spool(workflow: Path) -> dict[tuple[str, int, int], Path]:
     """(dataset, batch size, repeat) -> its entry, of the deployment's timed runs that are kept."""
     manifest = json.loads((workflow / "results/models/demo-moe/bf16/manifest.json").read_text())
-    from moecap.performance import manifest_sha256
+    from moecap.measure.performance import manifest_sha256
 
     found = {}
     for path in (workflow / "results/spool/points").glob("??/*/entry.json"):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from moecap import cap, charts, report
+from moecap.cap import table as cap
+from moecap.charts import standard as charts
+from moecap.report import page as report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import synthetic

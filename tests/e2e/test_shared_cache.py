@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moecap.hub import verify_manifest
-from moecap.quantize import make
+from moecap.checkpoints.hub import verify_manifest
+from moecap.checkpoints.quantize import make
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from moecap.meta import anatomy
-from moecap.parallel import per_device
+from moecap.model.meta import anatomy
+from moecap.model.parallel import per_device
 
 # (total B, active B with the whole embedding and head, layers, MoE layers, experts, top-k, KV elements per token)
 MODELS = {

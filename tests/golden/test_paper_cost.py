@@ -7,8 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from moecap import classify, cost, hardware, paper
-from moecap.cap import cap_table
+from moecap.cap import classes as classify
+from moecap.cap import paper
+from moecap.cap.table import cap_table
+from moecap.cost import deployment as cost
+from moecap.hardware import catalogue as hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"years": 3, "region": "us-average"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moecap import mbu, mfu, s_mbu, s_mfu
-from moecap.utilization import (
+from moecap.metrics.utilization import (
     overestimation,
     printed_activated_bytes,
     printed_flops_per_token,

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from moecap.campaign import Campaign
-from moecap.cluster import Cluster as Requests
-from moecap.multinode import Allocation, engine_arguments, rank_command
+from moecap.campaign.campaign import Campaign
+from moecap.cluster.requests import Cluster as Requests
+from moecap.engines.multinode import Allocation, engine_arguments, rank_command
 from tests.conftest import ROOT
 from tests.dag.conftest import copy_workflow
 from tests.slurm.cluster import Cluster, Nodes, Partition, why_not
@@ -128,7 +128,7 @@ def megabytes(text: str) -> int:
 
 
 def assert_asked(job: dict[str, str], asked: dict[str, int | str]) -> None:
-    """Slurm was asked for exactly what :mod:`moecap.site` computed."""
+    """Slurm was asked for exactly what :mod:`moecap.cluster.site` computed."""
     assert minutes(job["TimeLimit"]) == asked["runtime"]
     assert megabytes(job["MinMemoryNode"]) == pytest.approx(asked["mem_mb"], rel=0.002)
     assert int(job["CPUs/Task"]) == asked["cpus_per_task"]

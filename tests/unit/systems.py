@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moecap.structure import COMPONENTS, Anatomy, Component, LayerKind
+from moecap.model.structure import COMPONENTS, Anatomy, Component, LayerKind
 
 
 def anatomy_of(

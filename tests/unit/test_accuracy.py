@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import accuracy, demo
+from moecap.accuracy import evaluate as accuracy
+from moecap.checkpoints import demo
 from moecap.errors import MoecapError
 
 ROOT = Path(__file__).resolve().parents[2]

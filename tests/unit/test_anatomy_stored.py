@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecap.errors import MoecapError
-from moecap.meta import anatomy, skeleton
-from moecap.stored import (
+from moecap.model.meta import anatomy, skeleton
+from moecap.model.stored import (
     DTYPE_BITS,
     Recipe,
     read_checkpoint,

@@ -16,8 +16,8 @@ import pytest
 import yaml
 import zstandard
 
-from moecap import archive
-from moecap.cap import to_table
+from moecap.archive import pack as archive
+from moecap.cap.table import to_table
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_json, write_parquet
 from moecap.paths import Paths, fill
@@ -394,9 +394,9 @@ def test_config_is_yaml_that_loads(made):
 def test_charts_and_report_are_redrawn_byte_by_byte(tmp_path, capsys, monkeypatch):
     """What the workflow drew, drawn again from the archive alone, in a process that could not import an engine."""
     from moecap import cli
-    from moecap.charts import write_all
+    from moecap.charts.standard import write_all
     from moecap.io import read_parquet
-    from moecap.report import read_inputs, render_report
+    from moecap.report.page import read_inputs, render_report
 
     results = tmp_path / "results"
     accuracy = make_results(results)
@@ -449,6 +449,7 @@ def test_redrawing_needs_the_core_only():
         "        if name.split('.')[0] in {'torch', 'transformers', 'vllm', 'snakemake', 'huggingface_hub'}:\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "import moecap.redraw, moecap.charts, moecap.report, moecap.compare, moecap.commands.report\n"
+        "import moecap.report.redraw, moecap.charts.standard, moecap.report.page, moecap.report.compare\n"
+        "import moecap.commands.report\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecap import cap
+from moecap.cap import table as cap
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_parquet
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import cap, charts
+from moecap.cap import table as cap
+from moecap.charts import standard as charts
 from moecap.errors import MoecapError
 from moecap.io import write_parquet
 

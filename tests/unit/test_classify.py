@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap.classify import classify, classify_table, differing, rule
+from moecap.cap.classes import classify, classify_table, differing, rule
 from moecap.errors import MoecapError
 
 SETTINGS = {"reference": "base", "accuracy_ratio": 0.98, "performance_ratio": 1.0, "cost_ratio": 0.75}

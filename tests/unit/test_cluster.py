@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moecap.campaign import Campaign
-from moecap.cluster import Cluster
-from moecap.meta import anatomy
-from moecap.site import SLURM_LOGS, Site, load_site
-from moecap.stored import planned_bytes
+from moecap.campaign.campaign import Campaign
+from moecap.cluster.requests import Cluster
+from moecap.cluster.site import SLURM_LOGS, Site, load_site
+from moecap.model.meta import anatomy
+from moecap.model.stored import planned_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 RERUN = yaml.safe_load((ROOT / "config/paper-rerun.yaml").read_text())

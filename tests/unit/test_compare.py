@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecap import cli
-from moecap.compare import compare, compare_tables, verdict
 from moecap.errors import MoecapError
+from moecap.report.compare import compare, compare_tables, verdict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_archive import ROWS, make, make_results

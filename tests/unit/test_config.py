@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moecap import paper, reference
-from moecap.campaign import Campaign
+from moecap.campaign import reference
+from moecap.campaign.campaign import Campaign
+from moecap.campaign.config import read_deployments
+from moecap.cap import paper
 from moecap.cli import main
-from moecap.config import read_deployments
 from moecap.engines.base import Machine
 from moecap.errors import MoecapError, PermanentError
 from tests.conftest import ROOT
@@ -137,7 +138,7 @@ def test_without_a_kernel_the_demo_falls_back_and_says_so(site: Path, monkeypatc
     plain = Machine(
         "this-machine", isa="x86_64", vendor="GenuineIntel", flags=frozenset({"avx2"}), packages=frozenset()
     )
-    monkeypatch.setattr("moecap.campaign.this_machine", lambda name: plain)
+    monkeypatch.setattr("moecap.campaign.campaign.this_machine", lambda name: plain)
     change(",bf16,", ",int8,")
     assert "no kernel" in refused(error=PermanentError) or "cannot serve" in refused(error=PermanentError)
     campaign = Campaign({"deployments": "table.csv", "cost": {"region": "us-average"}, "fallback": True})
@@ -166,10 +167,10 @@ def test_bytes_are_measured_of_bf16_models_that_the_workflow_trains_unless_asked
     assert planner["path"] == "results/planner/cross_check.parquet"
     assert table["path"] == measured()[0]
     pytest.importorskip("torch")
-    from moecap.byte_check import SCHEMA
+    from moecap.checks.byte_check import SCHEMA
 
     assert set(table["columns"]) <= set(SCHEMA.names)
-    from moecap.replay_check import SCHEMA as CHECKED
+    from moecap.checks.replay_check import SCHEMA as CHECKED
 
     assert all(set(replay["columns"]) <= set(CHECKED.names) for replay in replays)
 
@@ -250,12 +251,12 @@ def test_deployment_table_reads_lists(site: Path) -> None:
 
 
 def test_generated_pages_are_in_step() -> None:
-    assert (ROOT / "docs/config.md").read_text() == reference.config_page(), "run `python -m moecap.reference`"
+    assert (ROOT / "docs/config.md").read_text() == reference.config_page(), "run `python -m moecap.campaign.reference`"
     import json
 
     for name, schema in reference.schemas().items():
         assert json.loads((ROOT / f"config/schemas/{name}.json").read_text()) == schema, (
-            "run `python -m moecap.reference`"
+            "run `python -m moecap.campaign.reference`"
         )
 
 

@@ -13,9 +13,9 @@ import altair as alt
 import pytest
 import yaml
 
-from moecap import charts
-from moecap.campaign import Campaign
-from moecap.cap import cap_table
+from moecap.campaign.campaign import Campaign
+from moecap.cap.table import cap_table
+from moecap.charts import standard as charts
 from moecap.engines import base
 from moecap.errors import MoecapError
 from tests import synthetic
@@ -98,7 +98,7 @@ def test_a_dataset_is_one_entry_and_a_task(campaign: Callable[..., Campaign], si
     assert found.accuracy_settings(row, "my-questions")["data_files"] == {"test": "questions.jsonl"}
 
     pytest.importorskip("lm_eval")
-    from moecap.workload import task_prompts
+    from moecap.measure.workload import task_prompts
 
     prompts = task_prompts("my-questions", data_files={"test": "questions.jsonl"}, task_dir="config/tasks")
     assert len(prompts) == 1 and prompts(0) == "1+1="

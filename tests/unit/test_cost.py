@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import cli, cost, hardware
+from moecap import cli
+from moecap.cost import deployment as cost
 from moecap.errors import MoecapError
-from moecap.hardware import Hardware
+from moecap.hardware import catalogue as hardware
+from moecap.hardware.catalogue import Hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = {"years": 3, "usd_per_kwh": 0.1}

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from moecap import hardware, paper
-from moecap.cost import COST_SCHEMA
+from moecap.cap import paper
+from moecap.cost.deployment import COST_SCHEMA
+from moecap.hardware import catalogue as hardware
 from moecap.io import read_metadata, read_parquet, write_json, write_parquet
-from moecap.planner import PLAN_SCHEMA
+from moecap.plan.planner import PLAN_SCHEMA
 
 from .systems import mixtral_8x7b
 

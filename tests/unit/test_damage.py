@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from moecap import routing, steps
 from moecap.errors import MoecapError
 from moecap.io import read_parquet, write_parquet
-from moecap.stored import read_checkpoint
+from moecap.metrics import steps
+from moecap.model.stored import read_checkpoint
+from moecap.routing import store as routing
 
 from .systems import make_run, small
 

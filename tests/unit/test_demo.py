@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecap import demo
+from moecap.checkpoints import demo
 from moecap.errors import MoecapError
 
 SMALL = demo.Recipe(rows=4, steps=4)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from moecap import energy
 from moecap.errors import MoecapError
+from moecap.hardware import energy
 
 
 def zone(root, name, label, uj, range_uj=1_000_000):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from moecap import failures
 from moecap.errors import MoecapError, PermanentError
+from moecap.jobs import failures
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,7 +115,7 @@ def test_what_failed_for_good_is_not_tried_again_in_the_same_run(tmp_path, monke
 JOB = """
 import os, signal, sys
 from types import SimpleNamespace
-from moecap.workflow import script
+from moecap.jobs.workflow import script
 class Wildcards(list):
     def items(self):
         return [("deployment", "d")]

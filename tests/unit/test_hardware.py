@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import hardware
-from moecap.config import Strict, read_yaml
 from moecap.errors import MoecapError
-from moecap.hardware import DTYPES, STATUSES, Hardware, Price, Sourced, weakest
+from moecap.hardware import catalogue as hardware
+from moecap.hardware.catalogue import DTYPES, STATUSES, Hardware, Price, Sourced, weakest
+from moecap.schema import Strict, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = ROOT / "config" / "catalogue"

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
-from moecap import hub
+from moecap.checkpoints import hub
 from moecap.errors import MoecapError, PermanentError
 from tests.hub.server import Hub, checkpoint, cut_after, garbage, stall_after, status
 

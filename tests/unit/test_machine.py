@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from moecap import machine
 from moecap.errors import MoecapError
+from moecap.hardware import machine
 
 DETECTED = {
     "cpu_model": "AMD EPYC 9654 96-Core Processor",

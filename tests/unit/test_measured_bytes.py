@@ -15,10 +15,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from moecap import byte_check, measured_bytes  # noqa: E402
+from moecap.checks import byte_check, measured_bytes  # noqa: E402
 from moecap.errors import MoecapError  # noqa: E402
+from moecap.model.structure import Anatomy, Component  # noqa: E402
 from moecap.provenance import modules_of  # noqa: E402
-from moecap.structure import Anatomy, Component  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("validate_bytes", ROOT / "scripts/validate_bytes.py")
@@ -197,9 +197,9 @@ def test_a_quantized_checkpoint_is_refused(mixtral: tuple[Any, Anatomy], tmp_pat
 
 def test_the_counter_shares_no_code_with_the_predictor(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("import moecap.measured_bytes\n")
-    assert modules_of(script) == ["moecap.measured_bytes"]  # and moecap.errors, which no result depends on
-    tree = ast.parse((ROOT / "moecap/measured_bytes.py").read_text())
+    script.write_text("import moecap.checks.measured_bytes\n")
+    assert modules_of(script) == ["moecap.checks.measured_bytes"]  # and moecap.errors, which no result depends on
+    tree = ast.parse((ROOT / "moecap/checks/measured_bytes.py").read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not imported & {f"moecap.{name}" for name in PREDICTOR}
 

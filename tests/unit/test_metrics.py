@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moecap import metrics as m
 from moecap.errors import MoecapError
-from moecap.metrics import (
+from moecap.metrics import table as m
+from moecap.metrics.steps import read_steps, step_batches, step_table, write_steps
+from moecap.metrics.table import (
     METRICS_SCHEMA,
     Peaks,
     _with_interval,
@@ -19,7 +20,6 @@ from moecap.metrics import (
     metrics_table,
     peaks_of,
 )
-from moecap.steps import read_steps, step_batches, step_table, write_steps
 
 from .systems import make_run, small
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moecap.io import read_metadata, read_parquet, write_json, write_parquet
-from moecap.metrics import METRICS_SCHEMA
-from moecap.routing import RoutingWriter
-from moecap.steps import STEP_SCHEMA
+from moecap.metrics.steps import STEP_SCHEMA
+from moecap.metrics.table import METRICS_SCHEMA
+from moecap.routing.store import RoutingWriter
 
 from .systems import make_run, small
 

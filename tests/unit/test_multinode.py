@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from moecap.engines.multinode import Allocation, allocation, engine_arguments, rank_command, step_command, worker_ranks
 from moecap.errors import MoecapError
-from moecap.multinode import Allocation, allocation, engine_arguments, rank_command, step_command, worker_ranks
 
 TWO = Allocation("1234", ("h1", "h2"))
 DEEPSEEK = {

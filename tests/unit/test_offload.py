@@ -7,12 +7,12 @@ import shutil
 import pytest
 import yaml
 
-from moecap.campaign import Campaign
+from moecap.campaign.campaign import Campaign
 from moecap.errors import MoecapError, PermanentError
-from moecap.hardware import load
-from moecap.offload import placement_of, read_arguments
-from moecap.parallel import per_device
-from moecap.utilization import split_by_tier
+from moecap.hardware.catalogue import load
+from moecap.metrics.utilization import split_by_tier
+from moecap.model.offload import placement_of, read_arguments
+from moecap.model.parallel import per_device
 from tests.conftest import ROOT
 
 from .systems import deepseek_v3, mixtral_8x7b

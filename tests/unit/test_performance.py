@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import pyarrow.compute as pc
 import pytest
 
-from moecap import performance
 from moecap.engines.base import Engine, EngineSpec, RequestRecord, RunResult, Step, no_window
 from moecap.errors import MoecapError, PermanentError
-from moecap.performance import Point, Settings, Watchdog, measure
-from moecap.routing import sequence_hash
-from moecap.spool import Spool
-from moecap.workload import Workload
+from moecap.measure import performance
+from moecap.measure.performance import Point, Settings, Watchdog, measure
+from moecap.measure.sequences import sequence_hash
+from moecap.measure.spool import Spool
+from moecap.measure.workload import Workload
 
 WORKLOADS = {
     "a": Workload("a", tuple((i, i + 1, i + 2) for i in range(40)), 4),

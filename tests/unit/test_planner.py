@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecap import cli, hardware, planner
+from moecap import cli
 from moecap.errors import MoecapError
-from moecap.hardware import Hardware
-from moecap.planner import Calibration, Candidate, Fit, Target, Workload
+from moecap.hardware import catalogue as hardware
+from moecap.hardware.catalogue import Hardware
+from moecap.plan import planner
+from moecap.plan.planner import Calibration, Candidate, Fit, Target, Workload
 from tests.unit.systems import dbrx, deepseek_v3, mixtral_8x7b, mixtral_8x22b, qwen3_30b
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -318,8 +320,8 @@ def test_what_was_calibrated_is_not_compared_with_a_bare_roofline(catalogue: Har
 
 
 def test_cost_of_a_plan_is_that_of_the_cost_model(catalogue: Hardware) -> None:
-    from moecap.cost import deployment_cost
-    from moecap.cost import settings as cost_settings
+    from moecap.cost.deployment import deployment_cost
+    from moecap.cost.deployment import settings as cost_settings
 
     given = {"years": 4, "usd_per_kwh": 0.2, "pue": 1.3, "utilisation": 0.6}
     own = {**given, "hardware_usd": 1.0, "deployments": {"a": {"years": 1}}}  # prices of own deployments do not apply

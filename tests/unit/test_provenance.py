@@ -37,9 +37,11 @@ def test_nothing_much_is_found_beside_them() -> None:
 
 def test_a_module_behind_another_counts(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("from moecap.cost import energy_kwh\n")
-    assert {"moecap.cost", "moecap.hardware"} <= set(modules_of(script))
-    assert not {"moecap.errors", "moecap.failures", "moecap.workflow"} & set(modules_of(script)), "no result's"
+    script.write_text("from moecap.cost.deployment import energy_kwh\n")
+    assert {"moecap.cost.deployment", "moecap.hardware.catalogue"} <= set(modules_of(script))
+    assert not {"moecap.errors", "moecap.jobs.failures", "moecap.jobs.workflow"} & set(modules_of(script)), (
+        "no result's"
+    )
     assert code_fingerprint(script) == code_fingerprint(script)
     other = tmp_path / "other.txt"
     other.write_text("x")

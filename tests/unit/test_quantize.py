@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import quantize
+from moecap.checkpoints import quantize
+from moecap.checkpoints.quantize import Recipe
 from moecap.errors import MoecapError
-from moecap.quantize import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = yaml.safe_load((ROOT / "config/catalogue/precisions.yaml").read_text())
@@ -123,7 +123,7 @@ def test_an_interpreter_that_is_not_there_is_explained(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (ROOT / ".venv-quantize/bin/python").exists(), reason="no environment with llmcompressor")
 @pytest.mark.parametrize("name", ["int8", "int4", "fp8", "int8-gptq-arithmetic", "int4-gptq-arithmetic"])
 def test_a_model_is_quantized_whole(name: str, tmp_path: Path) -> None:
-    from moecap import demo
+    from moecap.checkpoints import demo
 
     demo.write_data(tmp_path / "data", seed=1, train_count=10_000)
     demo.train(tmp_path / "bf16", tmp_path / "data", seed=1, threads=1, recipe=demo.Recipe(rows=4, steps=2))

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 from moecap import s_mbu, s_mfu
-from moecap import utilization as u
-from moecap.metrics import AMOUNTS, Peaks, metrics_table, peaks_of, replication_of, step_amounts
-from moecap.steps import attention_pairs, step_table
-from moecap.stored import recipe_from_quantization_config
+from moecap.metrics import utilization as u
+from moecap.metrics.steps import attention_pairs, step_table
+from moecap.metrics.table import AMOUNTS, Peaks, metrics_table, peaks_of, replication_of, step_amounts
+from moecap.model.stored import recipe_from_quantization_config
 
 from .systems import FakeRouting, anatomy_of, deepseek_v3, make_run, qwen3_30b, requests_of, schedule_of, small
 
@@ -171,7 +171,7 @@ def test_d12_a_compressed_checkpoint_is_called_by_what_it_stores(layout, bits, k
 
 def test_d14_a_models_name_does_not_matter():
     pytest.importorskip("transformers")
-    from moecap.meta import anatomy as count
+    from moecap.model.meta import anatomy as count
 
     # No word of "DeepSeek" in its name, but its attention: 61 × (512 + 64). Theirs: 874,496.
     assert count("kimi-k2").kv_elements_per_token == 35_136

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import replay, routing
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_parquet
-from moecap.routing import RoutingWriter, sequence_hash
+from moecap.measure.sequences import sequence_hash
+from moecap.routing import replay
+from moecap.routing import store as routing
+from moecap.routing.store import RoutingWriter
 
 LAYERS, TOP_K, EXPERTS = (1, 2), 2, 8
 
@@ -454,7 +456,7 @@ def test_vllm_and_transformers_send_the_same_tokens_to_the_same_experts(family, 
 @pytest.mark.parametrize("engine", ["vllm-cpu", "transformers"])
 def test_job_with_the_catalogues_engine_options(engine, tmp_path, monkeypatch):
     """What a timed engine is loaded with must not collide with what the replay sets."""
-    from moecap.config import read_yaml
+    from moecap.schema import read_yaml
 
     entry = read_yaml("config/catalogue/engines.yaml")[engine]
     for key in entry["options"].get("env") or {}:
@@ -517,7 +519,7 @@ def save_int8(folder):
 def test_an_int8_checkpoint_is_dequantized_to_what_it_stores(tmp_path):
     import torch
 
-    from moecap.dequantize import load_causal_lm
+    from moecap.checkpoints.dequantize import load_causal_lm
 
     stored = save_int8(tmp_path)
     model = load_causal_lm(tmp_path, dtype=torch.float32)

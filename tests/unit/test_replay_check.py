@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moecap import replay_check
-from moecap.metrics import AMOUNTS, step_amounts
-from moecap.routing import RoutingStore, RoutingWriter
-from moecap.steps import step_table
+from moecap.checks import replay_check
+from moecap.metrics.steps import step_table
+from moecap.metrics.table import AMOUNTS, step_amounts
+from moecap.routing.store import RoutingStore, RoutingWriter
 
 from .systems import FakeRouting, make_run, small
 

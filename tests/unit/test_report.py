@@ -13,11 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from moecap import cap, report
-from moecap.failures import read_failures
+from moecap.cap import table as cap
+from moecap.charts.pages import render
 from moecap.io import write_json, write_parquet
-from moecap.pages import render
-from moecap.routing_analysis import ANALYSIS_SCHEMA
+from moecap.jobs.failures import read_failures
+from moecap.metrics.routing_analysis import ANALYSIS_SCHEMA
+from moecap.report import page as report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import synthetic

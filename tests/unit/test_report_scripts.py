@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from moecap.io import read_metadata, read_parquet, write_json, write_parquet
-from moecap.routing_analysis import ANALYSIS_SCHEMA
+from moecap.metrics.routing_analysis import ANALYSIS_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

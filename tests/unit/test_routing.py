@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecap import routing
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_parquet
+from moecap.routing import store as routing
 
 
 def write(path, sequences, layers=(1, 3), top_k=2, n_experts=8, **options):

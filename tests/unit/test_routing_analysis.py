@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import routing_analysis as r
 from moecap.errors import MoecapError
-from moecap.steps import step_table
+from moecap.metrics import routing_analysis as r
+from moecap.metrics.steps import step_table
 
 from .systems import make_run, small
 

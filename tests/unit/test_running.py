@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from moecap import running
 from moecap.errors import MoecapError
 from moecap.io import write_json
+from moecap.jobs import running
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import site as module
-from moecap.errors import MoecapError
-from moecap.site import (
+from moecap.cluster import site as module
+from moecap.cluster.site import (
     RESOURCES,
     STAGES,
     Need,
@@ -26,6 +25,7 @@ from moecap.site import (
     runtime_min,
     shell_prefix,
 )
+from moecap.errors import MoecapError
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = load_site(ROOT / "config/site.yaml")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap.spool import ENTRY, Spool, key_of
+from moecap.measure.spool import ENTRY, Spool, key_of
 
 FACTS = {"dataset": "arithmetic", "batch_size": 4, "repeat": 0}
 TABLES = {"points": pa.table({"x": [1.5, None]}), "requests": pa.table({"ids": [[1, 2], []]})}
@@ -83,7 +83,7 @@ def test_kill_9_while_writing(tmp_path):
     code = textwrap.dedent(
         f"""
         import os, signal, pyarrow as pa
-        from moecap import spool
+        from moecap.measure import spool
         spool._replace_folder = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         spool.Spool({str(tmp_path)!r}).put({FACTS!r}, {{"points": pa.table({{"x": [1]}})}})
         """

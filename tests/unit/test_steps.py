@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecap import steps as steps_module
 from moecap.errors import MoecapError
 from moecap.io import read_metadata
-from moecap.routing import RoutingWriter
-from moecap.routing import read as read_routing
-from moecap.steps import STEP_SCHEMA, attention_pairs, context_read, step_batches, step_table, write_steps
-from moecap.structure import LayerKind
+from moecap.metrics import steps as steps_module
+from moecap.metrics.steps import STEP_SCHEMA, attention_pairs, context_read, step_batches, step_table, write_steps
+from moecap.model.structure import LayerKind
+from moecap.routing.store import RoutingWriter
+from moecap.routing.store import read as read_routing
 
 from .systems import FakeRouting, anatomy_of, brute_force, make_run, requests_of, schedule_of, small
 

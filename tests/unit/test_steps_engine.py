@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moecap import decode_trace, replay, replay_check
+from moecap.checks import replay_check
 from moecap.engines.base import load
-from moecap.meta import anatomy
-from moecap.routing import sequence_hash
-from moecap.steps import step_table
+from moecap.measure.sequences import sequence_hash
+from moecap.metrics.steps import step_table
+from moecap.model.meta import anatomy
+from moecap.routing import decode_trace, replay
 
 from .test_engines import checkpoint, prompts, spec  # noqa: F401
 

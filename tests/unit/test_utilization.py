@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import moecap.utilization as u
+import moecap.metrics.utilization as u
 from moecap import mbu, mfu, s_mbu, s_mfu
 from moecap.errors import MoecapError
 

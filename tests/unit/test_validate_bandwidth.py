@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moecap.engines.base import RequestRecord, RunResult, Step
-from moecap.utilization import complete_bytes
+from moecap.metrics.utilization import complete_bytes
 from tests.unit.systems import anatomy_of, moe_kind
 
 spec = importlib.util.spec_from_file_location(

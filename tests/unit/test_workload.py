@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecap import workload
 from moecap.engines.base import Request
 from moecap.errors import PermanentError
-from moecap.workload import TaskPrompts, build, requests_sha256, seeded_order
+from moecap.measure import workload
+from moecap.measure.workload import TaskPrompts, build, requests_sha256, seeded_order
 
 TEXTS = [f"question {i}: {'x' * i}" for i in range(50)]
 

@@ -1,0 +1,555 @@
+"""Accuracy by lm-eval: the task, the engine and the answers are lm-eval's; this module loads, checks and counts.
+
+A task is data. A dataset's catalogue entry names an lm-eval task: either one of lm-eval's own (``gsm8k``, the ``mmlu``
+group) or a YAML file in ``config/tasks``. Local files can take the place of a task's download (``data_files``), so
+that a task's own prompts, answer extraction and metric run without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moecap.engines.multinode import over_nodes
+from moecap.errors import MoecapError, nearest
+from moecap.provenance import library_versions
+
+log = logging.getLogger(__name__)
+
+TASK_DIR = "config/tasks"
+
+ROW_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("model", "precision", "engine", "dataset")),
+        pa.field("metric", pa.string(), metadata={"meaning": "lm-eval's metric and, after the comma, its filter"}),
+        pa.field("accuracy", pa.float64(), metadata={"unit": "1", "meaning": "mean of the metric over accuracy_n"}),
+        pa.field("accuracy_stderr", pa.float64(), metadata={"unit": "1", "meaning": "standard error of accuracy"}),
+        pa.field("accuracy_n", pa.int64(), metadata={"meaning": "questions attempted"}),
+        pa.field("accuracy_failed", pa.int64(), metadata={"meaning": "questions without a response; count as wrong"}),
+        pa.field("accuracy_degenerate", pa.int64(), metadata={"meaning": "wrong: empty, blank or one character only"}),
+        pa.field("settings", pa.string(), metadata={"meaning": "JSON of what the evaluation was given"}),
+        pa.field("task_hash", pa.string(), metadata={"meaning": "hash of the task's config and local data"}),
+        pa.field("lm_eval_version", pa.string()),
+        pa.field("engine_version", pa.string()),
+    ]
+)
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field("task", pa.string(), metadata={"meaning": "lm-eval task; a group has several"}),
+        pa.field("doc_id", pa.int32(), metadata={"meaning": "index in the task's test split"}),
+        pa.field("prompt", pa.string()),
+        pa.field("target", pa.string(), metadata={"meaning": "the right answer; for choices, its text"}),
+        pa.field("response", pa.string(), metadata={"meaning": "text generated, or the choice found likeliest"}),
+        pa.field("loglikelihoods", pa.list_(pa.float64()), metadata={"meaning": "of each choice; null if generated"}),
+        pa.field("score", pa.float64(), metadata={"meaning": "the metric's value for this question"}),
+        pa.field("degenerate", pa.bool_(), metadata={"meaning": "wrong, and empty, blank or one character repeated"}),
+        pa.field("failed", pa.bool_(), metadata={"meaning": "no response came; counts as wrong"}),
+    ]
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks
+# ---------------------------------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.\-]+)["']? *(?:#.*)?$""", re.MULTILINE)
+_TAGS = re.compile(r"""^["']?tag["']?:((?: *[^\n]*)(?:\n *- *[^\n]+)*)""", re.MULTILINE)
+_WORD = re.compile(r"[\w.\-]*\w[\w.\-]*")
+
+
+@cache
+def known_tasks(task_dir: str = TASK_DIR) -> dict[str, Path]:
+    """Tasks, groups and tags of ``task_dir`` and of lm-eval, each with the YAML file that names it first.
+
+    They are read off the files: lm-eval is not imported (which takes seconds) and its index is not built (which takes
+    ten). Where lm-eval is not installed, the names of ``task_dir`` are all that is known.
+    """
+    names: dict[str, Path] = {}
+    for folder in filter(None, (Path(task_dir), _lm_eval_tasks())):
+        for name, path in _named_below(folder):
+            names.setdefault(name, path)
+    return names
+
+
+def _named_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Tasks, groups and tags with the file that names them."""
+    for path in sorted(folder.glob("**/*.yaml")):
+        text = path.read_text(errors="replace")
+        for name in _NAME.findall(text):
+            yield name, path
+        for block in _TAGS.findall(text):
+            for name in _WORD.findall(block):
+                yield name, path
+
+
+@cache
+def _in_a_folder_of_its_name(name: str) -> bool:
+    """Whether lm-eval has the task where most tasks are; spares the search through its 12,000 files at every start."""
+    tasks = _lm_eval_tasks()
+    return tasks is not None and any(found == name for found, _ in _named_below(tasks / name))
+
+
+def _lm_eval_tasks() -> Path | None:
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))) / "tasks"
+
+
+def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR, where: str = "`task` of a dataset") -> None:
+    """Fail if there is no task, group or tag ``name``; takes about a second, and no model is loaded.
+
+    Args:
+        where: file, row and key that asked, for the message.
+
+    Raises:
+        MoecapError: no such task, with the nearest names.
+    """
+    if (Path(task_dir) / f"{name}.yaml").is_file() or _in_a_folder_of_its_name(name):
+        return
+    known = known_tasks(os.fspath(task_dir))
+    if name in known:
+        return
+    if _lm_eval_tasks() is None:
+        log.warning("lm-eval is not installed here: whether it has a task %r cannot be checked", name)
+        return
+    raise MoecapError(
+        f"{where} is {name!r}, which is no lm-eval task, neither in {task_dir} nor among lm-eval's own. "
+        f"{_near(name, known)} A task of your own is a YAML file in {task_dir}."
+    )
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Near misses out of twelve thousand names: the list itself would help nobody."""
+    sentence = nearest(name, known)
+    return sentence.split(" Known:")[0] if sentence.startswith("Did you mean") else "`lm_eval ls tasks` lists them."
+
+
+@cache
+def _task_manager(task_dir: str, defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=task_dir, include_defaults=defaults)
+
+
+def _task_managers(name: str, task_dir: str) -> Iterator[Any]:
+    """First one that knows the folder of task ``name`` alone, which is quick; then one that knows all of lm-eval's."""
+    if (Path(task_dir) / f"{name}.yaml").is_file():
+        yield _task_manager(task_dir, False)
+        return
+    root, path = _lm_eval_tasks(), known_tasks(task_dir).get(name)
+    if root is not None and path is not None and path.is_relative_to(root):
+        yield _task_manager(str(root / path.relative_to(root).parts[0]), False)
+    yield _task_manager(task_dir, True)
+
+
+def load_task(
+    name: str,
+    task_dir: str | os.PathLike[str] = TASK_DIR,
+    data_files: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """lm-eval's task dictionary (``tasks``, ``groups``, ``group_map``) of the task or group ``name``.
+
+    Args:
+        name: a task of ``task_dir``, which comes first, or of lm-eval.
+        task_dir: folder of task YAML files.
+        data_files: local JSONL, CSV or Parquet file per split, in place of the task's own download.
+        limit: only to say in the log how much is to be done.
+
+    Raises:
+        MoecapError: no such task; a local file is missing or lacks what the task reads; its data cannot be had.
+    """
+    check_task(name, task_dir)
+    failure: Exception | None = None
+    for manager in _task_managers(name, os.fspath(task_dir)):
+        if name not in manager.task_index:
+            continue
+        spec = _with_local_data(name, manager.task_index[name], data_files) if data_files else name
+        try:
+            loaded = manager.load([spec])
+            break
+        except Exception as error:  # lm-eval, datasets and the network raise what they like
+            failure = failure or error
+    else:
+        raise MoecapError(
+            f"The data of task {name!r} could not be loaded ({_first_line(failure or KeyError(name))}) A dataset of "
+            "the hub needs the network once, or a filled HF_HOME; `data_files` in the config names local files per "
+            "split instead."
+        ) from failure
+    questions = sum(min(limit or math.inf, len(list(task.eval_docs))) for task in loaded["tasks"].values())
+    log.info("task %s: %d task(s), %d questions", name, len(loaded["tasks"]), questions)
+    return loaded
+
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def _with_local_data(name: str, entry: Any, data_files: Mapping[str, str]) -> dict[str, Any]:
+    """The task's whole config, with its data source replaced by local files."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if entry.kind.name != "TASK":
+        raise MoecapError(
+            f"`data_files` of the dataset with task {name!r}: local files can stand in for one task's data, and "
+            f"{name!r} is a {entry.kind.name.lower()} of several tasks. Name one of its tasks."
+        )
+
+    suffixes = {Path(path).suffix for path in data_files.values()}
+    if len(suffixes) != 1 or not suffixes <= set(_BUILDERS):
+        raise MoecapError(
+            f"`data_files` of task {name!r}: {', '.join(data_files.values())} must be files of one kind, out of "
+            f"{', '.join(_BUILDERS)}."
+        )
+    for split, path in data_files.items():
+        if not Path(path).is_file():
+            raise MoecapError(f"`data_files` of task {name!r}: {path} (split {split!r}) does not exist.")
+    config = load_yaml(entry.yaml_path, resolve_func=True) if entry.yaml_path else dict(entry.cfg)
+    needed = {config.get("test_split") or config.get("validation_split")}
+    if config.get("num_fewshot"):
+        needed.add(config.get("fewshot_split") or config.get("training_split"))
+    missing = {split for split in needed if split} - set(data_files)
+    if missing:
+        raise MoecapError(
+            f"`data_files` of task {name!r} has no file for its split(s) {', '.join(sorted(missing))}; it gives "
+            f"{', '.join(data_files)}. The task reads its questions and its worked examples from there."
+        )
+    # Splits that the task names but that are not given are not read.
+    for key in ("training_split", "validation_split", "fewshot_split"):
+        if config.get(key) and config[key] not in data_files:
+            config[key] = None
+    return {
+        **config,
+        "task": name,
+        "dataset_path": _BUILDERS[suffixes.pop()],
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: os.path.abspath(path) for split, path in data_files.items()}},  # noqa: PTH100
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Counting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_degenerate(text: str) -> bool:
+    """Whether an answer is empty, blank, or one character four times or more: the marks of a broken model.
+
+    >>> [is_degenerate(t) for t in ("", " ", "0000000", "111", "42")]
+    [True, True, True, False, False]
+    """
+    bare = text.strip()
+    return not bare or (len(bare) >= 4 and len(set(bare)) == 1)
+
+
+def score(values: Iterable[float | None], attempted: int) -> tuple[float, float | None]:
+    """(accuracy, its standard error) over all ``attempted`` questions; None, or a value that is not there, is wrong.
+
+    The standard error is the sample standard deviation over √n, as in lm-eval; None for fewer than two questions.
+    """
+    given = [0.0 if value is None else float(value) for value in values]
+    if attempted < max(1, len(given)):
+        raise ValueError(f"{len(given)} scores for {attempted} questions")
+    padded = given + [0.0] * (attempted - len(given))
+    mean = math.fsum(padded) / attempted
+    if attempted < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in padded) / (attempted - 1)
+    return mean, math.sqrt(variance / attempted)
+
+
+def _samples(results: Mapping[str, Any], metric: str, filter_name: str) -> list[dict[str, Any]]:
+    """One row of SAMPLES_SCHEMA per question, out of lm-eval's logged samples."""
+    rows = []
+    for task, logged in results["samples"].items():
+        choices = results["configs"][task]["output_type"] == "multiple_choice"
+        for sample in logged:
+            if sample["filter"] != filter_name:
+                continue
+            value = sample.get(metric)
+            responses = [_first(r) for r in sample["resps"]]
+            failed = value is None or any(r is None for r in responses)
+            row = {
+                "task": task,
+                "doc_id": sample["doc_id"],
+                "score": None if failed else float(value),
+                "failed": failed,
+            }
+            if choices:
+                texts = [arguments[1] for arguments in sample["arguments"]]
+                likelihoods = None if failed else [float(r[0]) for r in responses]
+                best = None if likelihoods is None else max(range(len(texts)), key=likelihoods.__getitem__)
+                target = sample["target"]
+                row |= {
+                    "target": texts[target] if isinstance(target, int) else str(target),
+                    "response": None if best is None else texts[best],
+                    "loglikelihoods": likelihoods,
+                    "degenerate": False,
+                }
+            else:
+                text = responses[0]
+                row |= {
+                    "target": str(sample["target"]),
+                    "response": text,
+                    "loglikelihoods": None,
+                    "degenerate": not failed and not value and is_degenerate(text),
+                }
+            row["prompt"] = sample["arguments"][0][0]
+            rows.append(row)
+    return rows
+
+
+def _first(response: Any) -> Any:
+    return response[0] if isinstance(response, list) and response else response
+
+
+def task_hash(configs: Mapping[str, Any], data_files: Mapping[str, str] | None = None) -> str:
+    """Hash of everything that a task is: prompts, metric, splits, and the bytes of local data; no path is in it."""
+    plain = {}
+    for name, config in sorted(configs.items()):
+        kept = {k: v for k, v in config.items() if k not in ("dataset_kwargs", "metadata")}
+        plain[name] = kept | {"version": (config.get("metadata") or {}).get("version")}
+    content = {
+        split: hashlib.sha256(Path(p).read_bytes()).hexdigest() for split, p in sorted((data_files or {}).items())
+    }
+    text = json.dumps([plain, content], sort_keys=True, default=lambda value: getattr(value, "__name__", str(value)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+# What accuracy needs to know of an engine, as in config/catalogue/engines.yaml.
+VLLM_CPU: dict[str, Any] = {
+    "device": "cpu",
+    "lm_eval": {"model": "vllm", "model_args": {"dtype": "bfloat16", "enforce_eager": True, "batch_size": "auto"}},
+}
+
+
+def model_arguments(
+    model_dir: str | os.PathLike[str],
+    engine: Mapping[str, Any],
+    *,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    seed: int = 1,
+    trust_remote_code: bool = False,
+) -> tuple[str, dict[str, Any], int | str]:
+    """lm-eval's name of an engine, its arguments and the batch size, out of the engine's catalogue entry.
+
+    Raises:
+        MoecapError: the entry does not say how lm-eval runs it.
+    """
+    entry = engine.get("lm_eval")
+    if not entry or "model" not in entry:
+        raise MoecapError(
+            "An engine's `lm_eval` in config/catalogue/engines.yaml has to name lm-eval's `model` (vllm, hf, …) and "
+            f"its `model_args`; without it accuracy cannot be evaluated. This engine has {dict(engine)}."
+        )
+    arguments = {"pretrained": os.fspath(model_dir), "trust_remote_code": trust_remote_code}
+    arguments |= entry.get("model_args") or {}
+    batch_size = arguments.pop("batch_size", "auto")
+    if entry["model"] == "vllm":
+        shards = {"tensor_parallel_size": tensor_parallel, "pipeline_parallel_size": pipeline_parallel}
+        arguments = {"seed": seed, **shards, "enable_prefix_caching": False} | arguments
+    elif engine.get("device") == "cpu" and batch_size == "auto":
+        batch_size = 32  # lm-eval's search for the largest batch that fits into memory is made for GPUs
+    return entry["model"], arguments, batch_size
+
+
+@contextmanager
+def _engine_environment(engine: Mapping[str, Any]) -> Iterator[None]:
+    """Settings that engines read from the environment; what the user has set stays."""
+    wanted = dict((engine.get("options") or {}).get("env") or {})
+    if engine["lm_eval"]["model"] == "vllm":
+        wanted.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: it ends with it and shares its log
+        if engine.get("device") == "cpu":
+            wanted.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            wanted.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its binding is for a process of its own
+    added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def evaluate(
+    model_dir: str | os.PathLike[str],
+    dataset: Mapping[str, Any],
+    engine: Mapping[str, Any] = VLLM_CPU,
+    *,
+    task_dir: str | os.PathLike[str] = TASK_DIR,
+    data_files: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    seed: int = 1,
+    trust_remote_code: bool = False,
+) -> tuple[dict[str, Any], pa.Table]:
+    """Score a checkpoint on a dataset with lm-eval.
+
+    Args:
+        model_dir: a checkpoint in Hugging Face format.
+        dataset: its catalogue entry: ``task``, ``metric`` (with lm-eval's filter after a comma, as in
+            ``exact_match,strict-match``), optionally ``num_fewshot`` and ``chat_template``.
+        engine: its catalogue entry: ``lm_eval`` (``model``, ``model_args``), ``device``, ``options.env``.
+        task_dir: folder of task YAML files of one's own.
+        data_files: local file per split, in place of the task's download.
+        limit: only the first so many questions of each task.
+        tensor_parallel, pipeline_parallel: how one copy of the model is spread over devices.
+        seed: of lm-eval and engine.
+        trust_remote_code: whether code from the checkpoint may run.
+
+    Returns:
+        ``(row, samples)``: the row has metric, accuracy and accuracy_stderr (fractions), accuracy_n (questions
+        attempted), accuracy_failed (no response; counted as wrong), accuracy_degenerate (wrong answers that are empty,
+        blank or one character repeated), settings (JSON), task_hash, lm_eval_version, engine_version; samples has
+        SAMPLES_SCHEMA.
+
+    Raises:
+        MoecapError: no such task (before any model is loaded), no data, metric unknown to the task, or the engine
+            could not load or serve the checkpoint.
+    """
+    task = dataset["task"]
+    metric, _, filter_name = str(dataset["metric"]).partition(",")
+    filter_name = filter_name or "none"
+    tasks = load_task(task, task_dir, data_files, limit)
+    for leaf in tasks["tasks"].values():
+        known = [m["metric"] for m in leaf.config.metric_list or [] if isinstance(m.get("metric"), str)]
+        if known and metric not in known:
+            raise MoecapError(
+                f"`metric` of the dataset with task {task!r} is {metric!r}, which that task does not compute. "
+                f"{nearest(metric, known)}"
+            )
+    lm_name, lm_arguments, batch_size = model_arguments(
+        model_dir,
+        engine,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    settings = {
+        "task": task,
+        "limit": limit,
+        "num_fewshot": dataset.get("num_fewshot"),
+        "chat_template": bool(dataset.get("chat_template")),
+        "batch_size": batch_size,
+        "lm_eval_model": lm_name,
+        "seed": seed,
+        "model_args": {k: v for k, v in lm_arguments.items() if k != "pretrained"},
+    }
+    results = _run(lm_name, lm_arguments, tasks, settings, engine)
+
+    samples = pa.Table.from_pylist(_samples(results, metric, filter_name), schema=SAMPLES_SCHEMA)
+    if samples.num_rows == 0:
+        filters = sorted({s["filter"] for logged in results["samples"].values() for s in logged})
+        raise MoecapError(
+            f"`metric` of the dataset with task {task!r} asks for filter {filter_name!r}, which that task lacks. "
+            f"{nearest(filter_name, filters)}"
+        )
+    attempted = sum(results["n-samples"][name]["effective"] for name in tasks["tasks"])
+    failed = attempted - samples.num_rows + sum(samples["failed"].to_pylist())
+    if failed:
+        accuracy, stderr = score(samples["score"].to_pylist(), attempted)
+    else:  # lm-eval's own figures: it knows how a group weighs its tasks
+        scores = results["groups"][task] if task in (results.get("groups") or {}) else results["results"][task]
+        accuracy, stderr = scores[f"{metric},{filter_name}"], scores[f"{metric}_stderr,{filter_name}"]
+        stderr = stderr if isinstance(stderr, float) else None
+    versions = library_versions("lm-eval", "vllm", "transformers", "torch", "datasets")
+    row = {
+        "metric": f"{metric},{filter_name}",
+        "accuracy": float(accuracy),
+        "accuracy_stderr": stderr,
+        "accuracy_n": attempted,
+        "accuracy_failed": failed,
+        "accuracy_degenerate": sum(samples["degenerate"].to_pylist()),
+        "settings": json.dumps(settings, sort_keys=True, default=str),
+        "task_hash": task_hash({n: results["configs"][n] for n in tasks["tasks"]}, data_files),
+        "lm_eval_version": versions.get("lm-eval"),
+        "engine_version": versions.get("vllm" if lm_name == "vllm" else "transformers"),
+    }
+    return row, samples
+
+
+def _run(
+    lm_name: str,
+    lm_arguments: dict[str, Any],
+    tasks: dict[str, Any],
+    settings: Mapping[str, Any],
+    engine: Mapping[str, Any],
+) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.api.registry import get_model
+
+    with _engine_environment(engine), ExitStack() as ranks:
+        try:
+            if lm_name == "vllm":
+                served = {"model" if k == "pretrained" else k: v for k, v in lm_arguments.items()}
+                lm_arguments = lm_arguments | ranks.enter_context(over_nodes(served))
+            model = get_model(lm_name).create_from_arg_obj(
+                _loaded(lm_name, lm_arguments), {"batch_size": settings["batch_size"]}
+            )
+        except Exception as error:
+            raise MoecapError(
+                f"{lm_name} could not load {lm_arguments['pretrained']} for the evaluation: {_first_line(error)} "
+                "The log has the rest."
+            ) from error
+        for leaf in tasks["tasks"].values():
+            # As lm-eval's simple_evaluate does it for tasks that it loads itself.
+            fewshot = settings["num_fewshot"]
+            if fewshot is not None or leaf.get_config("num_fewshot") is None:
+                leaf.set_config(key="num_fewshot", value=fewshot or 0)
+            leaf.set_fewshot_seed(seed=settings["seed"])
+        results = lm_eval.evaluate(
+            lm=model,
+            task_dict=tasks,
+            limit=settings["limit"],
+            bootstrap_iters=1000,
+            log_samples=True,
+            apply_chat_template=settings["chat_template"],
+            fewshot_as_multiturn=settings["chat_template"],
+        )
+    if results is None:
+        raise MoecapError("lm-eval returned no results: this process is not the first of a group.")
+    return results
+
+
+def _loaded(lm_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """For Transformers on a quantized checkpoint, the model itself in place of its name.
+
+    Transformers alone does not read every kind (see :mod:`moecap.checkpoints.dequantize`), and lm-eval would leave it
+    at that.
+    """
+    if lm_name != "hf":
+        return arguments
+    config = Path(arguments["pretrained"]) / "config.json"
+    if not config.is_file() or "quantization_config" not in json.loads(config.read_text()):
+        return arguments
+    from moecap.checkpoints.dequantize import load_causal_lm
+
+    options = {key: arguments[key] for key in ("dtype", "trust_remote_code") if key in arguments}
+    model = load_causal_lm(arguments["pretrained"], **options)
+    rest = {key: value for key, value in arguments.items() if key not in ("pretrained", "dtype")}
+    return rest | {"pretrained": model.to(arguments.get("device", "cpu")), "tokenizer": arguments["pretrained"]}
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".") + "."

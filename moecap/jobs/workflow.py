@@ -1,0 +1,117 @@
+"""The thin edge between Snakemake and the library: what every file under ``scripts/`` begins with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from moecap.errors import MoecapError
+from moecap.jobs import failures
+from moecap.paths import Paths
+
+_terminal: Any = sys.stderr
+
+
+def tell(message: str) -> None:
+    """Say one line of progress on the terminal and in the log: long work shows how much is left."""
+    logging.getLogger("moecap.progress").info(message)
+    print(message, file=_terminal, flush=True)
+
+
+@contextmanager
+def script(job: Any) -> Iterator[Any]:
+    """Run the body of a script with its output in the rule's log and its errors readable.
+
+    Everything that the body, and the engines below it, print goes to ``job.log[0]``. An error is told in one paragraph,
+    to the log and to the terminal, and ends the job with exit status 1; one that nobody expected leaves its traceback
+    in the log. What failed, also by a kill, is on record (:mod:`moecap.jobs.failures`) until the job succeeds.
+    """
+    global _terminal
+    _main_is_no_module()
+    rule = getattr(job, "rule", "script")
+    record = record_path(job)
+    again = record is not None and failures.of_this_run(record)
+    _terminal = _redirect_output(job.log[0], again) if job.log else sys.stderr
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    try:
+        if record is not None:
+            failures.begin(record, _about(job))
+        yield job
+    except Exception as error:
+        if not isinstance(error, MoecapError):
+            logging.exception("%s failed", rule)
+        _record(record, error)
+        message = f"error in {rule}: {failures.explain(error)}"
+        for stream in {sys.stderr, _terminal}:
+            with suppress(OSError):  # the log's disk may be the one that is full
+                print(message, file=stream, flush=True)
+        _leave(1)
+    else:
+        if record is not None:
+            failures.end(record)
+
+
+def record_path(job: Any) -> Path | None:
+    """Where the job's failure is on record; None outside of a workflow."""
+    config = getattr(job, "config", None)
+    if config is None:
+        return None
+    folder = Path(Paths(config.get("results", "results")).failures)
+    return Path(f"{folder.joinpath(job.rule, *map(str, job.wildcards))}.json")
+
+
+def _about(job: Any) -> dict[str, Any]:
+    """What a record says of a job, from its wildcards."""
+    names = dict(job.wildcards.items())
+    if "variant" in names:
+        names["model"], precision = names.pop("variant").split("/")
+        # All else of a model may be made from its full precision: without that, all of it fails.
+        if precision != "bf16":
+            names["precision"] = precision
+    scope = {key: names[key] for key in failures.SCOPE if key in names}
+    return {"stage": job.rule, **scope, "log": str(job.log[0]) if job.log else None}
+
+
+def _record(path: Path | None, error: Exception) -> None:
+    """Put ``error`` on record, unless the body did so with more detail (which point failed)."""
+    if path is not None and not failures.told(path):
+        failures.say(path, [failures.record_of(error)])
+
+
+def _main_is_no_module() -> None:
+    """Keep child processes of an engine from running the script again.
+
+    ``multiprocessing`` starts them (by "spawn", as engines on GPUs do) with the main module's file imported, but
+    without the ``snakemake`` that Snakemake puts into it: they would end there.
+    """
+    main = sys.modules["__main__"]
+    if hasattr(main, "snakemake"):
+        main.__dict__.pop("__file__", None)
+
+
+def _redirect_output(path: str, append: bool) -> Any:
+    """Point file descriptors 1 and 2 at ``path`` (engines write there from C++ and child processes too).
+
+    A retry appends: what the attempt before it said is not lost.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(2), "w")
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC), 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    return terminal
+
+
+def _leave(status: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    raise SystemExit(status)

@@ -1,0 +1,137 @@
+"""From what a user calls a model to its config, checkpoint or shapes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moecap.errors import MoecapError, nearest
+from moecap.schema import read_yaml
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's name, and its config or its shapes; ``checkpoint`` is a folder with safetensors, if there is one."""
+
+    name: str
+    config: Mapping[str, Any] | None = None
+    shapes: Mapping[str, Any] | None = None
+    checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def catalogue_folder(catalogue: str | Path | None = None) -> Path:
+    """The catalogue: what was given, ``config/catalogue`` here, or the one of the project's own tree."""
+    if catalogue is not None:
+        return Path(catalogue)
+    here = Path("config/catalogue")
+    return here if (here / "models.yaml").exists() else Path(__file__).resolve().parents[2] / "config" / "catalogue"
+
+
+def resolve(model: str | Path | Mapping[str, Any], catalogue: str | Path | None = None) -> Found:
+    """Find a model: a config as a dict, a checkpoint folder, a ``config.json``, a catalogue name or a hub id.
+
+    A hub id that the catalogue knows is answered from its stored config; any other is asked of the hub (config only).
+
+    Raises:
+        MoecapError: nothing of that name, or a folder or config that cannot be read.
+    """
+    if isinstance(model, Mapping):
+        return Found(str(model.get("_name_or_path") or model.get("model_type") or "model"), model)
+    text = str(model)
+    path = Path(text)
+    if path.is_dir():
+        has_weights = any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists()
+        return Found(path.resolve().name, _json(path / "config.json"), checkpoint=path if has_weights else None)
+    if path.is_file() or text.endswith(".json"):
+        return _of_json(path.parent.resolve().name if path.name == "config.json" else path.stem, _json(path))
+    folder = catalogue_folder(catalogue)
+    entries = _entries(folder)
+    found = next(
+        (
+            (name, entry)
+            for name, entry in entries.items()
+            if text.lower() in {x.lower() for x in (name, *_hub_ids(entry))}
+        ),
+        None,
+    )
+    if found is not None:
+        return _from_entry(*found, folder)
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        return _from_hub(text, entries)
+    raise MoecapError(
+        f"There is no model {text!r}: it is neither a folder, a config.json, an entry of {folder / 'models.yaml'} nor "
+        f"a hub id (owner/name). {nearest(text, entries)}"
+    )
+
+
+def _from_entry(name: str, entry: Mapping[str, Any], folder: Path) -> Found:
+    notes = []
+    source = entry.get("source") or {}
+    if source.get("hub") and not source.get("revision"):
+        notes.append(f"{source['hub']} is not pinned to a revision.")
+    facts = entry.get("facts") or {}
+    if facts and not str(facts.get("status")).startswith("verified"):
+        notes.append(f"Shapes: {facts['status']} ({facts['source']}).")
+    if entry.get("note"):
+        notes.append(str(entry["note"]))
+    if entry.get("config"):
+        return _of_json(name, _json(folder / entry["config"]), tuple(notes))
+    if source.get("train"):
+        raise MoecapError(
+            f"{name} is trained by the workflow (`make demo`) and has no config before that; give its folder, "
+            f"results/models/{name}/bf16."
+        )
+    return _from_hub(source["hub"], {})
+
+
+def _of_json(name: str, data: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Found:
+    if "shapes" in data:
+        return Found(name, shapes=data["shapes"], notes=notes)
+    return Found(name, data, notes=notes)
+
+
+def _hub_ids(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    own = (entry.get("source") or {}).get("hub")
+    return (*([own] if own else []), *(entry.get("also") or ()))
+
+
+def _from_hub(hub_id: str, entries: Mapping[str, Any]) -> Found:
+    known = {str((e.get("source") or {}).get("hub")) for e in entries.values()} - {"None"}
+    try:
+        from huggingface_hub import hf_hub_download
+
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our own message says it once
+        path = hf_hub_download(hub_id, "config.json", token=os.environ.get("HF_TOKEN"))
+    except Exception as error:
+        raise MoecapError(
+            f"The config of {hub_id!r} could not be fetched from the hub ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}). Check the name and "
+            f"the connection, accept the model's licence there, or give a config.json. {nearest(hub_id, known)}"
+        ) from error
+    return Found(hub_id, _json(Path(path)), notes=(f"{hub_id} is not pinned to a revision.",))
+
+
+def _entries(folder: Path) -> Mapping[str, Any]:
+    path = folder / "models.yaml"
+    if not path.exists():
+        return {}
+    entries = read_yaml(path) or {}
+    return entries.get("models", entries)
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise MoecapError(f"{path} does not exist; a checkpoint folder has a config.json.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MoecapError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise MoecapError(f"{path} is not a JSON object, so it is no model config.")
+    return value

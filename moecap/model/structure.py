@@ -1,0 +1,393 @@
+"""What a model is made of, as numbers: parameters, bytes, FLOPs and KV per layer and component.
+
+Pure data: no torch, no files. :mod:`moecap.model.meta` fills it from a config, :mod:`moecap.model.stored` puts in the
+bytes of a
+checkpoint, everything else reads it. Layers that count alike share one :class:`LayerKind`; the model is the list of
+kinds, which layer has which kind, and what lies outside the layers.
+
+Units: ``*_params`` and ``*_elements`` are counts, ``*_bytes`` bytes, ``*_flops`` floating-point operations for one
+token (a multiply-add is two).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+from moecap.errors import MoecapError
+
+#: The components of a model, in the order in which tables show them.
+COMPONENTS = (
+    "attention",
+    "router",
+    "routed_experts",
+    "shared_experts",
+    "dense_mlp",
+    "norms",
+    "embedding",
+    "lm_head",
+    "other",
+)
+
+#: Components that belong to a layer, and the name of their fields in :class:`LayerKind`.
+LAYER_COMPONENTS = {
+    "attention": "attention",
+    "router": "router",
+    "routed_experts": "expert",
+    "shared_experts": "shared",
+    "dense_mlp": "dense_mlp",
+    "norms": "norm",
+    "other": "other",
+}
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Component:
+    """Parameters and stored bytes of one component over the whole model."""
+
+    params: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """One kind of layer; every figure is that of ONE layer, and of ONE routed expert.
+
+    Attributes:
+        count: layers of this kind.
+        stack: where they lie: ``decoder`` or ``encoder`` (an encoder runs once per request, not once per token).
+        attention: how the layer remembers: ``full``, ``sliding``, ``chunked``, ``latent`` (MLA), ``linear`` (a constant
+            state), ``mixed`` (several at once) or ``none``.
+        expert_params, expert_bytes: one routed expert as stored, its scales and biases included.
+        experts, top_k: 0 in a layer without routed experts.
+        shared_params, shared_bytes: all shared experts of the layer together, with their gate.
+        kv_elements_per_token, kv_bytes_per_token: what the KV cache grows by per token, before any window.
+        kv_window: tokens after which the KV stops growing; None: never.
+        cross_kv_elements_per_token: KV per token of the encoder that the layer's cross-attention reads.
+        state_bytes: constant state per sequence of a linear-attention layer.
+        query_heads, qk_head_dim, v_head_dim: score FLOPs per query-key pair: 2·query_heads·(qk_head_dim+v_head_dim).
+        attention_kv_params: the part of ``attention_params`` that makes keys and values: tensor parallelism splits it
+            by KV heads. ``attention_replicated_params``: down-projections (MLA), indexers: whole on every rank.
+        *_flops: of the matrix products per token (2 per weight), context-dependent attention scores not included.
+    """
+
+    count: int
+    attention_params: int = 0
+    attention_bytes: int = 0
+    router_params: int = 0
+    router_bytes: int = 0
+    expert_params: int = 0
+    expert_bytes: int | float = 0
+    experts: int = 0
+    top_k: int = 0
+    shared_params: int = 0
+    shared_bytes: int = 0
+    dense_mlp_params: int = 0
+    dense_mlp_bytes: int = 0
+    norm_params: int = 0
+    norm_bytes: int = 0
+    other_params: int = 0
+    other_bytes: int = 0
+    kv_elements_per_token: int = 0
+    kv_bytes_per_token: int = 0
+    kv_window: int | None = None
+    state_bytes: int = 0
+    query_heads: int = 0
+    qk_head_dim: int = 0
+    v_head_dim: int = 0
+    kv_heads: int = 0
+    attention_kv_params: int = 0
+    attention_replicated_params: int = 0
+    cross_kv_elements_per_token: int = 0
+    attention: str = "full"
+    stack: str = "decoder"
+    attention_flops: int = 0
+    router_flops: int = 0
+    expert_flops: int = 0
+    shared_flops: int = 0
+    dense_mlp_flops: int = 0
+    other_flops: int = 0
+
+    @property
+    def params(self) -> int:
+        """Parameters of the layer, every routed expert included."""
+        return sum(self.component_params(name) for name in LAYER_COMPONENTS)
+
+    @property
+    def active_params(self) -> int:
+        """Parameters that one token uses: ``top_k`` of the routed experts, everything else."""
+        return self.params - (self.experts - self.top_k) * self.expert_params
+
+    @property
+    def weight_bytes(self) -> int:
+        """Stored bytes of the layer, every routed expert included."""
+        return sum(self.component_bytes(name) for name in LAYER_COMPONENTS)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that every step reads, whatever the routing: all but the routed experts."""
+        return self.weight_bytes - self.component_bytes("routed_experts")
+
+    @property
+    def score_flops_per_pair(self) -> int:
+        """FLOPs per query-key pair: q·k and p·v over all query heads."""
+        return 2 * self.query_heads * (self.qk_head_dim + self.v_head_dim)
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs of the layer's matrix products for one token, attention scores not included."""
+        return (
+            self.attention_flops
+            + self.router_flops
+            + self.top_k * self.expert_flops
+            + self.shared_flops
+            + self.dense_mlp_flops
+            + self.other_flops
+        )
+
+    def component_params(self, component: str) -> int:
+        """Parameters of a component in this layer (``routed_experts``: all of them)."""
+        own = getattr(self, f"{LAYER_COMPONENTS[component]}_params")
+        return own * self.experts if component == "routed_experts" else own
+
+    def component_bytes(self, component: str) -> int:
+        """Stored bytes of a component in this layer (``routed_experts``: all of them)."""
+        own = getattr(self, f"{LAYER_COMPONENTS[component]}_bytes")
+        return round(own * self.experts) if component == "routed_experts" else own
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model counted. ``components`` covers the whole model and sums to ``total_params`` and ``weight_bytes``.
+
+    Attributes:
+        model, precision: what was counted; precision names how the weights are stored (``bf16``, ``int4``, …).
+        active_params: parameters per token, with the whole embedding and head.
+        kinds, layer_kind: the kinds of layers, and the kind's index for each layer (encoder layers first).
+        tied_embeddings: the head is the embedding; it is counted once, under ``embedding``.
+        embedding_row_bytes: what one token reads of the embedding.
+        kv_dtype_bytes: bytes per KV element (2: bf16, 1: fp8).
+        unread: bytes that are stored but that decoding does not read (MTP layers, a vision tower), by name; they are
+            in no component.
+        source: what the bytes were counted from: ``config`` (planned) or ``checkpoint`` (safetensors headers).
+        notes: what a reader should know, e.g. an unpinned revision.
+    """
+
+    model: str
+    precision: str
+    total_params: int
+    active_params: int
+    components: Mapping[str, Component]
+    kinds: tuple[LayerKind, ...]
+    layer_kind: tuple[int, ...]
+    hidden_size: int
+    vocab_size: int
+    tied_embeddings: bool
+    embedding_row_bytes: int
+    kv_dtype_bytes: float
+    unread: Mapping[str, int] = field(default_factory=dict)
+    source: str = "config"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        object.__setattr__(self, "layer_kind", tuple(self.layer_kind))
+        object.__setattr__(self, "notes", tuple(self.notes))
+        counts = [self.layer_kind.count(i) for i in range(len(self.kinds))]
+        if counts != [kind.count for kind in self.kinds]:
+            raise MoecapError(f"{self.model}: the layers per kind {counts} do not match the list of layers.")
+        params = sum(c.params for c in self.components.values())
+        if params != self.total_params:
+            raise MoecapError(
+                f"{self.model}: the components hold {params} parameters, but the model has {self.total_params}; "
+                "this is a fault of the count, not of the model. Please report it with the config."
+            )
+
+    # -- layers
+
+    @property
+    def layers(self) -> int:
+        """Number of layers (encoder and decoder together)."""
+        return len(self.layer_kind)
+
+    @cached_property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer, in order."""
+        return tuple(self.kinds[i] for i in self.layer_kind)
+
+    @cached_property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that have routed experts."""
+        return tuple(i for i, kind in enumerate(self.layer_kinds) if kind.experts)
+
+    @property
+    def experts(self) -> int:
+        """Routed experts of a MoE layer (the most, where layers differ); 0 for a dense model."""
+        return max((kind.experts for kind in self.kinds), default=0)
+
+    @property
+    def top_k(self) -> int:
+        """Routed experts per token (the most, where layers differ); 0 for a dense model."""
+        return max((kind.top_k for kind in self.kinds), default=0)
+
+    # -- bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights that inference reads (``unread`` ones are not in it)."""
+        return sum(c.bytes for c in self.components.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in the checkpoint: what inference reads, and what it does not."""
+        return self.weight_bytes + sum(self.unread.values())
+
+    @property
+    def head_read_bytes(self) -> int:
+        """Bytes of the head that a decode step reads: the embedding once more where the two are tied."""
+        return self.components["embedding" if self.tied_embeddings else "lm_head"].bytes
+
+    @property
+    def head_flops(self) -> int:
+        """FLOPs of the head for one token."""
+        return 2 * self.components["embedding" if self.tied_embeddings else "lm_head"].params
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """KV elements that one token adds, over all layers whose KV grows, before window limits."""
+        return sum(kind.count * kind.kv_elements_per_token for kind in self.kinds)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV bytes that one token adds, over all layers whose KV grows, before window limits."""
+        return sum(kind.count * kind.kv_bytes_per_token for kind in self.kinds)
+
+    @property
+    def state_bytes(self) -> int:
+        """Constant state per sequence (linear attention, convolutions), over all layers."""
+        return sum(kind.count * kind.state_bytes for kind in self.kinds)
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs of all matrix products for one token (head included), attention scores not included."""
+        return self.head_flops + sum(kind.count * kind.flops_per_token for kind in self.kinds)
+
+    # -- views
+
+    def with_kv_dtype_bytes(self, kv_dtype_bytes: float) -> Anatomy:
+        """The same model with another KV dtype (1 for an fp8 cache)."""
+        kinds = tuple(
+            replace(kind, kv_bytes_per_token=round(kind.kv_elements_per_token * kv_dtype_bytes)) for kind in self.kinds
+        )
+        return replace(self, kinds=kinds, kv_dtype_bytes=kv_dtype_bytes)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per layer × component, and per component outside the layers (``layer`` is None)."""
+        rows: list[dict[str, Any]] = []
+        inside = dict.fromkeys(COMPONENTS, (0, 0))
+        for index, kind in enumerate(self.layer_kinds):
+            for component, name in LAYER_COMPONENTS.items():
+                params, size = kind.component_params(component), kind.component_bytes(component)
+                inside[component] = (inside[component][0] + params, inside[component][1] + size)
+                if not params and not size:
+                    continue
+                flops = getattr(kind, f"{name}_flops", 0) * (kind.top_k if component == "routed_experts" else 1)
+                rows.append(
+                    {
+                        "layer": index,
+                        "kind": self.layer_kind[index],
+                        "component": component,
+                        "params": params,
+                        "bytes": size,
+                        "flops_per_token": flops,
+                    }
+                )
+        for component in COMPONENTS:
+            whole = self.components[component]
+            params, size = whole.params - inside[component][0], whole.bytes - inside[component][1]
+            head = component == ("embedding" if self.tied_embeddings else "lm_head")
+            if params or size:
+                rows.append(
+                    {
+                        "layer": None,
+                        "kind": None,
+                        "component": component,
+                        "params": params,
+                        "bytes": size,
+                        "flops_per_token": self.head_flops if head else 0,
+                    }
+                )
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The anatomy as plain data; :meth:`from_json` reads it back."""
+        kinds = [
+            {
+                **asdict(kind),
+                "params": kind.params,
+                "active_params": kind.active_params,
+                "weight_bytes": kind.weight_bytes,
+                "flops_per_token": kind.flops_per_token,
+                "score_flops_per_pair": kind.score_flops_per_pair,
+            }
+            for kind in self.kinds
+        ]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "precision": self.precision,
+            "source": self.source,
+            "total_params": self.total_params,
+            "active_params": self.active_params,
+            "layers": self.layers,
+            "moe_layers": len(self.moe_layers),
+            "moe_layer_indices": list(self.moe_layers),
+            "experts": self.experts,
+            "top_k": self.top_k,
+            "hidden_size": self.hidden_size,
+            "vocab_size": self.vocab_size,
+            "kv_elements_per_token": self.kv_elements_per_token,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "kv_dtype_bytes": self.kv_dtype_bytes,
+            "state_bytes": self.state_bytes,
+            "weight_bytes": self.weight_bytes,
+            "stored_bytes": self.stored_bytes,
+            "unread": dict(self.unread),
+            "flops_per_token": self.flops_per_token,
+            "tied_embeddings": self.tied_embeddings,
+            "embedding_row_bytes": self.embedding_row_bytes,
+            "components": {name: asdict(self.components[name]) for name in COMPONENTS},
+            "layer_kinds": kinds,
+            "layer_kind": list(self.layer_kind),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> Anatomy:
+        """Read what :meth:`to_json` wrote (a dict, or its JSON text).
+
+        Raises:
+            MoecapError: a key is missing, or the file was written by another version of the format.
+        """
+        if isinstance(data, str):
+            data = json.loads(data)
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise MoecapError(
+                f"This anatomy has schema_version {data.get('schema_version')!r}, this version reads "
+                f"{SCHEMA_VERSION}. Delete the file to have it made again."
+            )
+        names = {f.name for f in fields(LayerKind)}
+        try:
+            own = {f.name: data[f.name] for f in fields(cls) if f.name not in {"components", "kinds"}}
+            return cls(
+                **own,
+                components={name: Component(**data["components"][name]) for name in COMPONENTS},
+                kinds=tuple(LayerKind(**{k: v for k, v in kind.items() if k in names}) for kind in data["layer_kinds"]),
+            )
+        except KeyError as error:
+            raise MoecapError(f"This anatomy lacks the key {error}. Delete the file to have it made again.") from error
