@@ -844,7 +844,7 @@ def anatomy(
     >>> anatomy("mixtral-8x7b").total_params  # doctest: +SKIP
     46702792704
     """
-    from moecap.model import resolve
+    from moecap.model.resolve import resolve
 
     found = resolve(model, catalogue=catalogue)
     label = name or found.name
