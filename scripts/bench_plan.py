@@ -13,7 +13,9 @@ from pathlib import Path
 from moecap.hardware import catalogue as hardware
 from moecap.io import read_json, write_json
 from moecap.model.meta import anatomy
-from moecap.plan.planner import Candidate, Workload, answer, plan
+from moecap.plan.answers import answer
+from moecap.plan.search import plan
+from moecap.plan.target import Candidate, Workload
 
 MODELS = ("mixtral-8x7b", "mixtral-8x22b", "dbrx", "qwen3-30b-a3b", "deepseek-v3")
 PRECISIONS = ("bf16", "int8", "int4")

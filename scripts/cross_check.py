@@ -10,7 +10,8 @@ import pyarrow as pa
 from moecap.hardware.catalogue import Speeds
 from moecap.io import write_parquet
 from moecap.jobs.workflow import script
-from moecap.plan.planner import CROSS_CHECK_SCHEMA, Measured, cross_check_in_words
+from moecap.plan.cross_check import CROSS_CHECK_SCHEMA, cross_check_in_words
+from moecap.plan.measured import Measured
 from moecap.provenance import provenance
 
 with script(snakemake) as job:  # noqa: F821

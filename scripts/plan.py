@@ -12,7 +12,12 @@ from pathlib import Path
 from moecap.hardware import catalogue as hardware
 from moecap.io import atomic_path, write_parquet
 from moecap.jobs.workflow import script, tell
-from moecap.plan.planner import Measured, Workload, accuracies, answer, cross_check_in_words, in_words, plan
+from moecap.plan.answers import answer
+from moecap.plan.cross_check import cross_check_in_words
+from moecap.plan.measured import Measured, accuracies
+from moecap.plan.search import plan
+from moecap.plan.target import Workload
+from moecap.plan.words import in_words
 from moecap.provenance import provenance
 
 with script(snakemake) as job:  # noqa: F821

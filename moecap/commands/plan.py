@@ -12,17 +12,13 @@ from moecap.errors import MoecapError, nearest
 from moecap.hardware.catalogue import Hardware, load
 from moecap.io import read_json
 from moecap.model.structure import Anatomy
-from moecap.plan.planner import (
-    Candidate,
-    Measured,
-    Workload,
-    accuracies,
-    answer,
-    cross_check_in_words,
-    in_words,
-    plan,
-    required_bytes_per_s,
-)
+from moecap.plan.answers import answer
+from moecap.plan.counts import required_bytes_per_s
+from moecap.plan.cross_check import cross_check_in_words
+from moecap.plan.measured import Measured, accuracies
+from moecap.plan.search import plan
+from moecap.plan.target import Candidate, Workload
+from moecap.plan.words import in_words
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEVICES = (1, 2, 4, 8)

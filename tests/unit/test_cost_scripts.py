@@ -13,7 +13,7 @@ from moecap.cap import paper
 from moecap.cost.deployment import COST_SCHEMA
 from moecap.hardware import catalogue as hardware
 from moecap.io import read_metadata, read_parquet, write_json, write_parquet
-from moecap.plan.planner import PLAN_SCHEMA
+from moecap.plan.schema import PLAN_SCHEMA
 
 from .systems import mixtral_8x7b
 

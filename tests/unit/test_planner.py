@@ -17,8 +17,9 @@ from moecap import cli
 from moecap.errors import MoecapError
 from moecap.hardware import catalogue as hardware
 from moecap.hardware.catalogue import Hardware
-from moecap.plan import planner
-from moecap.plan.planner import Calibration, Candidate, Fit, Target, Workload
+from moecap.plan import answers, calibrate, counts, cross_check, predict, search, target, words
+from moecap.plan.predict import Calibration, Fit
+from moecap.plan.target import Candidate, Target, Workload
 from tests.unit.systems import dbrx, deepseek_v3, mixtral_8x7b, mixtral_8x22b, qwen3_30b
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,8 +35,8 @@ def test_bandwidth_that_section_4_4_asks_for() -> None:
     model = mixtral_8x22b()
     # The paper prints 2.36 TB/s by MBU; its own arithmetic, 141e9 x 2 B / 0.1 s, gives 2.82. S-MBU: 0.780.
     # Ours count no embedding and head (eqs. 1 and 3), hence a little less than its round figures.
-    assert planner.required_bytes_per_s(model, 0.1, dense=True) == pytest.approx(2.82e12, rel=0.01)
-    assert planner.required_bytes_per_s(model, 0.1) == pytest.approx(0.78e12, rel=0.01)
+    assert counts.required_bytes_per_s(model, 0.1, dense=True) == pytest.approx(2.82e12, rel=0.01)
+    assert counts.required_bytes_per_s(model, 0.1) == pytest.approx(0.78e12, rel=0.01)
 
 
 def test_flops_of_section_4_4() -> None:
@@ -48,16 +49,16 @@ def test_flops_of_section_4_4() -> None:
 @given(st.integers(1, 5000))
 def test_unique_experts_between_one_token_and_all(tokens: int) -> None:
     model = qwen3_30b()
-    found = planner.expected_unique_experts(model, np.array([tokens]))[0]
+    found = counts.expected_unique_experts(model, np.array([tokens]))[0]
     assert (found >= model.top_k - 1e-9).all() and (found <= model.experts + 1e-9).all()
 
 
 def test_unique_experts_closed_form_against_draws() -> None:
     model = mixtral_8x7b(layers=1)
     rng = np.random.default_rng(0)
-    counts = [len({int(e) for _ in range(5) for e in rng.choice(8, 2, replace=False)}) for _ in range(4000)]
-    expected = planner.expected_unique_experts(model, np.array([5]))[0, 0]
-    assert expected == pytest.approx(np.mean(counts), abs=0.05)
+    drawn = [len({int(e) for _ in range(5) for e in rng.choice(8, 2, replace=False)}) for _ in range(4000)]
+    expected = counts.expected_unique_experts(model, np.array([5]))[0, 0]
+    assert expected == pytest.approx(np.mean(drawn), abs=0.05)
     assert expected == pytest.approx(8 * (1 - 0.75**5))
 
 
@@ -68,18 +69,18 @@ def test_no_routing_reaches_more_experts_than_uniform(weights: list[float], toke
     share = np.minimum(np.array(weights) / sum(weights) * model.top_k, 1.0)
     if share.sum() < model.top_k:  # a probability that was cut off is spread evenly
         share += (model.top_k - share.sum()) * (1 - share) / (1 - share).sum()
-    skewed = planner.expected_unique_experts(model, np.array([tokens]), [share])[0, 0]
-    assert skewed <= planner.expected_unique_experts(model, np.array([tokens]))[0, 0] + 1e-9
+    skewed = counts.expected_unique_experts(model, np.array([tokens]), [share])[0, 0]
+    assert skewed <= counts.expected_unique_experts(model, np.array([tokens]))[0, 0] + 1e-9
 
 
 def test_profile_of_another_model_is_refused() -> None:
     with pytest.raises(MoecapError, match="routing profile"):
-        planner.expected_unique_experts(mixtral_8x7b(layers=2), np.array([1]), [np.full(8, 0.25)])
+        counts.expected_unique_experts(mixtral_8x7b(layers=2), np.array([1]), [np.full(8, 0.25)])
 
 
 def test_tpot_by_hand_at_batch_1() -> None:
     model = mixtral_8x7b()
-    found = planner.predict(model, A100, [1], Workload(100, 100))
+    found = predict.predict(model, A100, [1], Workload(100, 100))
     attention, expert = model.kinds[0].attention_bytes, model.kinds[0].expert_bytes
     weights = 32 * (attention + 2 * expert) + model.head_read_bytes
     context = 150 * model.kv_bytes_per_token
@@ -91,7 +92,7 @@ def test_tpot_by_hand_at_batch_1() -> None:
 
 def test_more_work_takes_longer_and_large_batches_compute() -> None:
     model = mixtral_8x7b()
-    found = planner.predict(model, A100, [1, 4, 16, 64, 256, 4096], Workload(32, 32))
+    found = predict.predict(model, A100, [1, 4, 16, 64, 256, 4096], Workload(32, 32))
     assert (np.diff(found["tpot_s"]) > 0).all() and (np.diff(found["ttft_s"]) >= 0).all()
     assert (np.diff(found["output_tokens_per_s"]) > 0).all()
     assert found["memory_bound"][0] and not found["memory_bound"][-1]
@@ -101,27 +102,27 @@ def test_more_work_takes_longer_and_large_batches_compute() -> None:
 def test_memory_fit_and_largest_batch() -> None:
     model = mixtral_8x22b()
     workload = Workload(1000, 1000)
-    assert not planner.predict(model, A100, [1], workload)["fits"][0]
+    assert not predict.predict(model, A100, [1], workload)["fits"][0]
     four = Target("a100", 4, 80e9, 2.0e12, 312e12)
-    largest = int(planner.predict(model, four, [1], workload)["largest_batch"][0])
+    largest = int(predict.predict(model, four, [1], workload)["largest_batch"][0])
     kv = 2000 * model.kv_bytes_per_token
     assert largest == int((0.9 * 4 * 80e9 - model.weight_bytes) // kv) and largest > 0
-    assert planner.predict(model, four, [largest, largest + 1], workload)["fits"].tolist() == [True, False]
+    assert predict.predict(model, four, [largest, largest + 1], workload)["fits"].tolist() == [True, False]
 
 
 def test_kv_is_copied_where_heads_are_fewer_than_devices() -> None:
     grouped = mixtral_8x7b().kinds[0]
     assert grouped.kv_heads in (0, 8)
     if grouped.kv_heads:
-        assert [planner.kv_copies(grouped, n) for n in (1, 8, 16)] == [1.0, 1.0, 2.0]
+        assert [counts.kv_copies(grouped, n) for n in (1, 8, 16)] == [1.0, 1.0, 2.0]
     latent = next(k for k in deepseek_v3().kinds if k.experts)
     if latent.attention == "latent":
-        assert planner.kv_copies(latent, 8) == 8.0
+        assert counts.kv_copies(latent, 8) == 8.0
 
 
 def test_sliding_window_limits_pairs_and_context() -> None:
-    assert planner._causal_pairs(10, None) == 55
-    assert planner._causal_pairs(10, 3) == sum(min(i + 1, 3) for i in range(10))
+    assert counts._causal_pairs(10, None) == 55
+    assert counts._causal_pairs(10, 3) == sum(min(i + 1, 3) for i in range(10))
 
 
 def test_links_take_time_by_what_is_known() -> None:
@@ -129,7 +130,7 @@ def test_links_take_time_by_what_is_known() -> None:
     fast = Target("x", 4, 80e9, 2e12, 312e12, 300e9, "link")
     slow = Target("x", 4, 80e9, 2e12, 312e12, 32e9, "pcie")
     none = Target("x", 4, 80e9, 2e12, 312e12)
-    times = [planner.predict(model, t, [16], Workload())["tpot_s"][0] for t in (none, fast, slow)]
+    times = [predict.predict(model, t, [16], Workload())["tpot_s"][0] for t in (none, fast, slow)]
     assert times[0] < times[1] < times[2]
 
 
@@ -138,7 +139,7 @@ def test_links_take_time_by_what_is_known() -> None:
 def test_a_fit_recovers_what_made_the_times(slowdown: float, overhead: float, each: float) -> None:
     batch = np.array([1.0, 4.0, 16.0, 64.0])
     roofline = 0.001 * np.sqrt(batch)
-    found = planner.fit(roofline, batch, slowdown * roofline + overhead + each * batch)
+    found = calibrate.fit(roofline, batch, slowdown * roofline + overhead + each * batch)
     assert found.time(roofline, batch) == pytest.approx(slowdown * roofline + overhead + each * batch, rel=1e-3)
     assert min(found.slowdown, found.overhead_s, found.per_request_s) >= 0
 
@@ -146,12 +147,12 @@ def test_a_fit_recovers_what_made_the_times(slowdown: float, overhead: float, ea
 def test_a_fit_is_never_faster_than_the_roofline_that_the_runs_kept_to() -> None:
     batch = np.array([1.0, 4.0, 16.0, 64.0])
     roofline = 1e-5 * np.sqrt(batch)
-    found = planner.fit(roofline, batch, np.array([0.0030, 0.0032, 0.0035, 0.0041]))
-    large = planner.fit(np.array([0.5]), np.array([1.0]), np.array([0.6]))
+    found = calibrate.fit(roofline, batch, np.array([0.0030, 0.0032, 0.0035, 0.0041]))
+    large = calibrate.fit(np.array([0.5]), np.array([1.0]), np.array([0.6]))
     assert found.slowdown >= 1 and found.time(np.array([2.0]), np.array([1.0]))[0] >= 2.0
     assert large.slowdown == pytest.approx(1.2)
     # a model in a cache beats the roofline of its memory: then the fit follows what was measured
-    assert planner.fit(np.array([0.5]), np.array([1.0]), np.array([0.25])).slowdown == pytest.approx(0.5)
+    assert calibrate.fit(np.array([0.5]), np.array([1.0]), np.array([0.25])).slowdown == pytest.approx(0.5)
 
 
 def test_routing_profile_of_an_analysis() -> None:
@@ -161,15 +162,15 @@ def test_routing_profile_of_an_analysis() -> None:
         for layer in (1, 3)
         for e, n in enumerate(counts)
     ]
-    profile = planner.routing_profile([*rows, {"table": "layer", "layer": 1}])
+    profile = counts.routing_profile([*rows, {"table": "layer", "layer": 1}])
     assert profile is not None and len(profile) == 2
     assert profile[0].tolist() == [1.0, 0.4, 0.35, 0.25] and profile[0].sum() == 2  # top-2
-    assert planner.routing_profile([]) is None
+    assert counts.routing_profile([]) is None
 
 
 def _measured(model: Any, target: Target, truth: Calibration, batches: tuple[int, ...] = (1, 4, 16, 64)) -> list[dict]:
     workload = Workload(64, 32)
-    found = planner.predict(model, target, batches, workload, truth)
+    found = predict.predict(model, target, batches, workload, truth)
     return [
         {
             "deployment": "d",
@@ -197,15 +198,15 @@ def test_calibrating_on_one_deployment_predicts_another(catalogue: Hardware) -> 
         "base": (base, _measured(base.anatomy, target, truth)),
         "other": (other, _measured(other.anatomy, target, truth)),
     }
-    rows = planner.cross_check(measured, target_of, "base")
+    rows = cross_check.cross_check(measured, target_of, "base")
     assert len(rows) == 8 and {r["in_sample"] for r in rows if r["deployment"] == "base"} == {True}
     assert max(abs(r["error"]) for r in rows) < 0.01
     assert all(r["uncalibrated_tpot_s"] < r["measured_tpot_s"] for r in rows)
-    assert pa.Table.from_pylist(rows, schema=planner.CROSS_CHECK_SCHEMA).to_pylist() == rows
-    words = planner.cross_check_in_words(rows)
+    assert pa.Table.from_pylist(rows, schema=cross_check.CROSS_CHECK_SCHEMA).to_pylist() == rows
+    words = cross_check.cross_check_in_words(rows)
     assert "4 points that it had not seen" in words and "base" in words
     with pytest.raises(MoecapError, match="Did you mean 'base'"):
-        planner.cross_check(measured, target_of, "bas")
+        cross_check.cross_check(measured, target_of, "bas")
 
 
 def test_calibration_of_a_campaign(catalogue: Hardware) -> None:
@@ -228,12 +229,12 @@ def test_calibration_of_a_campaign(catalogue: Hardware) -> None:
         for n in ("a", "b")
     ]
     candidates = {(model.model, "bf16"): Candidate.of(model, 0.7)}
-    found, checks = planner.calibrate_from(
+    found, checks = cross_check.calibrate_from(
         deployments, candidates, metrics, {"this-machine": None}, {"this-machine": machine}, reference="b"
     )
     assert "b" in found["this-machine"].source and not found["this-machine"].upper_bound
     assert len(checks) == 8 and max(abs(r["error"]) for r in checks) < 1e-6
-    table = planner.plan(
+    table = search.plan(
         list(candidates.values()),
         catalogue,
         ["this-machine", "H100-SXM5-80GB"],
@@ -252,7 +253,7 @@ def test_a_system_that_is_measured_needs_its_measurement(catalogue: Hardware) ->
 
 
 def test_compute_dtype_of_weight_only_quantization_is_bf16() -> None:
-    assert [planner.compute_dtype(p) for p in ("int4", "int4-gptq", "int8", "fp8", "bf16")] == [
+    assert [target.compute_dtype(p) for p in ("int4", "int4-gptq", "int8", "fp8", "bf16")] == [
         "bf16",
         "bf16",
         "int8",
@@ -260,11 +261,11 @@ def test_compute_dtype_of_weight_only_quantization_is_bf16() -> None:
         "bf16",
     ]
     with pytest.raises(MoecapError, match="precision 'int3'"):
-        planner.compute_dtype("int3")
+        target.compute_dtype("int3")
 
 
 def test_infeasible_says_why(catalogue: Hardware) -> None:
-    table = planner.plan(
+    table = search.plan(
         [Candidate(mixtral_8x7b(), "fp8")], catalogue, ["A100-SXM4-80GB", "RTX-4090-24GB", "MI355X-288GB"], [1], [1]
     ).to_pylist()
     by_name = {r["hardware"]: r for r in table}
@@ -277,45 +278,45 @@ def test_infeasible_says_why(catalogue: Hardware) -> None:
 def test_answers(catalogue: Hardware) -> None:
     names = ["A100-SXM4-80GB", "H100-SXM5-80GB", "H200-SXM-141GB", "MI300X-192GB", "RTX-A6000-48GB"]
     candidates = [Candidate(mixtral_8x22b(), "bf16", 0.826), Candidate(mixtral_8x7b(), "bf16", 0.64)]
-    table = planner.plan(candidates, catalogue, names, [1, 2, 4, 8], [1, 8, 64])
+    table = search.plan(candidates, catalogue, names, [1, 2, 4, 8], [1, 8, 64])
     rows = table.to_pylist()
-    found = planner.answer(table, tpot_s=0.02, ttft_s=2.0, accuracy=0.8)
+    found = answers.answer(table, tpot_s=0.02, ttft_s=2.0, accuracy=0.8)
     best = found["cheapest_to_buy"]
     assert best["model"] == candidates[0].anatomy.model
-    held = [r for r in rows if planner.meets(r, 0.02, 2.0, 0.8) and r["hardware_usd"] is not None]
+    held = [r for r in rows if answers.meets(r, 0.02, 2.0, 0.8) and r["hardware_usd"] is not None]
     assert best["hardware_usd"] == min(r["hardware_usd"] for r in held)
     token = min(r["usd_per_million_tokens"] for r in held)
     assert found["cheapest_per_token"]["usd_per_million_tokens"] == token
     # MBU-thinking takes every expert for read, so it never buys less and here buys more
     assert found["mbu"]["hardware_usd"] >= best["hardware_usd"] and found["mbu_extra_usd"] > 0
     assert found["bounds"] is None and not found["why_none"]  # nothing was measured: all are bounds
-    assert "a roofline's bound" in planner.in_words(found)
-    missed = planner.answer(table, tpot_s=1e-6)
+    assert "a roofline's bound" in words.in_words(found)
+    missed = answers.answer(table, tpot_s=1e-6)
     assert missed["cheapest_to_buy"] is None
-    assert "the fastest of what can be served is" in planner.in_words(missed)
-    assert planner.answer(table, accuracy=0.99)["meeting"] == 0
+    assert "the fastest of what can be served is" in words.in_words(missed)
+    assert answers.answer(table, accuracy=0.99)["meeting"] == 0
     for entry in found["largest_batch"]:
         assert entry["largest_batch"] >= (entry["largest_batch_in_time"] or 0)
 
 
 def test_why_nothing_can_be_served_is_said(catalogue: Hardware) -> None:
-    table = planner.plan([Candidate(mixtral_8x7b(), "bf16")], catalogue, ["H100-SXM5-80GB"], [1], [1, 8])
-    found = planner.answer(table)
+    table = search.plan([Candidate(mixtral_8x7b(), "bf16")], catalogue, ["H100-SXM5-80GB"], [1], [1, 8])
+    found = answers.answer(table)
     assert found["feasible"] == 0
     (reason,) = found["why_none"]
     assert reason.startswith("1 x H100-SXM5-80GB: ") and "it needs" in reason and "batch 1" in reason
-    assert reason in planner.in_words(found)
+    assert reason in words.in_words(found)
 
 
 def test_what_was_calibrated_is_not_compared_with_a_bare_roofline(catalogue: Hardware) -> None:
     names = ["A100-SXM4-80GB", "H100-SXM5-80GB"]
-    rows = planner.plan([Candidate(mixtral_8x7b(), "bf16")], catalogue, names, [2], [8]).to_pylist()
+    rows = search.plan([Candidate(mixtral_8x7b(), "bf16")], catalogue, names, [2], [8]).to_pylist()
     slow = [{**r, "upper_bound": False, "usd_per_million_tokens": 1e3} for r in rows if r["hardware"] == names[0]]
     fast = [r for r in rows if r["hardware"] == names[1]]
-    found = planner.answer([*slow, *fast])
+    found = answers.answer([*slow, *fast])
     assert found["cheapest_per_token"]["hardware"] == names[0], "the bound is cheaper, and nothing that one gets"
     assert found["bounds"]["cheapest_per_token"]["hardware"] == names[1]
-    above, below = planner.in_words(found).split("by the roofline alone")
+    above, below = words.in_words(found).split("by the roofline alone")
     assert names[0] in above and names[1] not in above and names[1] in below
 
 
@@ -326,7 +327,7 @@ def test_cost_of_a_plan_is_that_of_the_cost_model(catalogue: Hardware) -> None:
     given = {"years": 4, "usd_per_kwh": 0.2, "pue": 1.3, "utilisation": 0.6}
     own = {**given, "hardware_usd": 1.0, "deployments": {"a": {"years": 1}}}  # prices of own deployments do not apply
     for name in ("A100-SXM4-80GB", "H100-PCIe-80GB"):  # the idle power of one is not known
-        row = planner.plan([Candidate(qwen3_30b(), "bf16")], catalogue, [name], [2], [8], cost=own).to_pylist()[0]
+        row = search.plan([Candidate(qwen3_30b(), "bf16")], catalogue, [name], [2], [8], cost=own).to_pylist()[0]
         system = catalogue.find(name)
         expected = deployment_cost(system, 2, row["output_tokens_per_s"], cost_settings(given, catalogue))
         assert row["usd_per_million_tokens"] == pytest.approx(expected["usd_per_million_tokens"])
@@ -336,13 +337,13 @@ def test_cost_of_a_plan_is_that_of_the_cost_model(catalogue: Hardware) -> None:
 def test_what_rests_on_an_unverified_figure_is_marked(catalogue: Hardware) -> None:
     names = ["A100-SXM4-40GB", "A100-SXM4-80GB", "H100-SXM5-80GB"]
     cost = {"region": "us-residential"}  # its price is sourced
-    rows = planner.plan([Candidate(qwen3_30b(), "bf16")], catalogue, names, [2], [1], cost=cost).to_pylist()
+    rows = search.plan([Candidate(qwen3_30b(), "bf16")], catalogue, names, [2], [1], cost=cost).to_pylist()
     assert {r["hardware"]: (r["speed_status"], r["figures_unverified"]) for r in rows} == {
         "A100-SXM4-40GB": ("unverified", True),
         "A100-SXM4-80GB": ("verified", False),
         "H100-SXM5-80GB": ("verified", False),
     }
-    rows = planner.plan([Candidate(qwen3_30b(), "bf16")], catalogue, names[1:2], [2], [1]).to_pylist()
+    rows = search.plan([Candidate(qwen3_30b(), "bf16")], catalogue, names[1:2], [2], [1]).to_pylist()
     assert rows[0]["figures_unverified"]  # us-average is not
 
 
@@ -358,14 +359,14 @@ def test_what_rests_on_an_unverified_figure_is_marked(catalogue: Hardware) -> No
 def test_wrong_questions_are_refused(catalogue: Hardware, change: dict[str, Any], message: str) -> None:
     asked = {"systems": ["H100-SXM5-80GB"], "devices": [1], "batch_sizes": [1], **change}
     with pytest.raises(MoecapError, match=message):
-        planner.plan([Candidate(qwen3_30b(), "bf16")], catalogue, **asked)
+        search.plan([Candidate(qwen3_30b(), "bf16")], catalogue, **asked)
 
 
 def test_five_thousand_points_are_cheap_in_work(catalogue: Hardware) -> None:
     candidates = [Candidate(m, "bf16") for m in (mixtral_8x7b(), mixtral_8x22b(), dbrx(), qwen3_30b())]
     systems = list(catalogue.gpus)
     begin = time.process_time()
-    table = planner.plan(candidates, catalogue, systems, [1, 2, 4, 8], [2**i for i in range(14)])
+    table = search.plan(candidates, catalogue, systems, [1, 2, 4, 8], [2**i for i in range(14)])
     assert table.num_rows >= 5000
     assert time.process_time() - begin < 60  # CPU seconds of this process, not the wall clock
 

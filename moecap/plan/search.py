@@ -1,0 +1,195 @@
+"""Predict every combination of model, hardware, number of devices and batch size, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moecap.cost.deployment import HOURS_PER_YEAR, SECONDS_PER_HOUR, Settings, energy_kwh, mean_power_w, settings
+from moecap.errors import MoecapError
+from moecap.hardware.catalogue import SOURCED, Hardware, Range, System
+from moecap.plan.predict import UNCALIBRATED, USABLE_MEMORY, Calibration, predict
+from moecap.plan.schema import PLAN_SCHEMA
+from moecap.plan.target import Candidate, Target, Workload
+
+Row = dict[str, Any]
+
+
+def plan(
+    candidates: Sequence[Candidate],
+    hardware: Hardware,
+    systems: Sequence[str],
+    devices: Sequence[int],
+    batch_sizes: Sequence[int],
+    workload: Workload | None = None,
+    cost: Mapping[str, Any] | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
+    machine: Mapping[str, Any] | None = None,
+    profiles: Mapping[str, Sequence[np.ndarray]] | None = None,
+    usable_memory: float = USABLE_MEMORY,
+) -> pa.Table:
+    """Predict every combination of model × precision × hardware × number of devices × batch size.
+
+    Args:
+        candidates: models at precisions.
+        hardware: the catalogue (or a slice of it); ``systems`` names its entries.
+        devices: numbers of devices; those beyond one server are left out.
+        cost: the ``cost`` part of a config (lifetime, region …); prices that it gives for own deployments do not apply.
+        calibrations: system → how measured runs exceed the roofline there; others are upper bounds.
+        machine: what calibration found, for a system whose speeds are measured.
+        profiles: model → routing profile (:func:`expected_unique_experts`).
+
+    Returns:
+        ``PLAN_SCHEMA``, one row per combination; what cannot be served has ``feasible`` false and a reason.
+
+    Raises:
+        MoecapError: unknown hardware, nothing to plan, batch sizes below 1.
+    """
+    workload = workload or Workload()
+    if not candidates or not systems or not devices or not batch_sizes:
+        raise MoecapError("plan: at least one model, hardware entry, number of devices and batch size is needed.")
+    if min(devices) < 1:
+        raise MoecapError(f"plan: numbers of devices must be at least 1; given: {list(devices)}.")
+    terms = {k: v for k, v in (cost or {"region": "us-average"}).items() if k not in ("hardware_usd", "deployments")}
+    given = settings(terms, hardware)
+    rows: list[Row] = []
+    for name in systems:
+        system = hardware.find(name, "plan")
+        slots = system.server.slots if system.server else 1
+        calibration = (calibrations or {}).get(name, UNCALIBRATED)
+        for number in sorted({d for d in devices if d <= slots} or {1}):
+            money = _money(system, number, given, machine)
+            for candidate in candidates:
+                profile = (profiles or {}).get(candidate.anatomy.model)
+                target = Target.of(system.name, system.speeds, number, candidate.compute_dtype, machine)
+                figures = predict(candidate.anatomy, target, batch_sizes, workload, calibration, profile, usable_memory)
+                rows += _plan_rows(candidate, system, target, workload, calibration, money, figures)
+    return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+
+
+@dataclass(frozen=True)
+class _Money:
+    """What a system costs over its life, whatever runs on it."""
+
+    usd: float | None
+    usd_low: float | None
+    usd_high: float | None
+    purchase_usd: float | None
+    power_w: float | None
+    seconds: float
+    status: str | None
+    sourced: bool
+    note: str | None
+
+
+def _money(system: System, devices: int, given: Settings, machine: Mapping[str, Any] | None) -> _Money:
+    seconds = given.years * HOURS_PER_YEAR * SECONDS_PER_HOUR * given.utilisation
+    estimate = system.power(devices, machine)
+    power, statuses = estimate.total_w, [given.electricity_status, estimate.status]
+    idle = system.power(devices, machine, idle=True)
+    idle_w = idle.total_w if given.utilisation < 1 and not idle.unknown else None
+    energy = None
+    if power is not None:
+        energy = energy_kwh(mean_power_w(power, given.utilisation, idle_w), given.years, given.pue)
+    try:
+        bought = system.purchase(devices, machine)
+    except MoecapError:
+        return _Money(None, None, None, None, power, seconds, None, False, "no price is known")
+    if not bought.complete:  # a sum without one of its parts would win every comparison
+        note = f"no price for {', '.join(bought.unpriced)}"
+        return _Money(None, None, None, None, power, seconds, None, False, note)
+    price, status = bought.total, bought.status
+    sourced = all(s in SOURCED for s in [*statuses, status])
+    if energy is None:
+        return _Money(None, None, None, price.value, None, seconds, status, sourced, "no power is known")
+    rate = given.usd_per_kwh
+    low, middle, high = (p + energy * r for p, r in zip(_ends(price), _ends(rate), strict=True))
+    return _Money(middle, low, high, price.value, power, seconds, status, sourced, None)
+
+
+def _ends(of: Range) -> tuple[float, float, float]:
+    return of.low, of.value, of.high
+
+
+def _plan_rows(
+    candidate: Candidate,
+    system: System,
+    target: Target,
+    workload: Workload,
+    calibration: Calibration,
+    money: _Money,
+    figures: Mapping[str, np.ndarray],
+) -> list[Row]:
+    anatomy, devices = candidate.anatomy, target.devices
+    notes = [money.note] if money.note else []
+    if devices > 1 and target.link is None:
+        notes.append("no bandwidth of its links is known: they take no time here")
+    elif devices > 1 and target.link == "pcie":
+        notes.append("devices talk over PCIe")
+    spread = 1.96 * calibration.decode.spread
+    speed = system.speed_status(candidate.compute_dtype)
+    rows = []
+    for i, batch in enumerate(figures["batch_size"]):
+        rate, tpot = float(figures["output_tokens_per_s"][i]), float(figures["tpot_s"][i])
+        reason = None
+        if target.flops is None:
+            reason = system.why_no_peak(candidate.compute_dtype)
+        elif not figures["fits"][i]:
+            needed, available = figures["needed_bytes"][i] / 1e9, figures["available_bytes"][i] / 1e9
+            reason = f"it needs {needed:,.1f} GB, {available:,.1f} GB are there"
+
+        def per_million(usd: float | None, factor: float, rate: float = rate) -> float | None:
+            return None if usd is None else usd / (rate * money.seconds) * 1e6 * factor
+
+        rows.append(
+            {
+                "model": anatomy.model,
+                "precision": anatomy.precision,
+                "compute_dtype": candidate.compute_dtype,
+                "hardware": system.name,
+                "devices": devices,
+                "batch_size": int(batch),
+                "prompt_tokens": workload.prompt_tokens,
+                "output_tokens": workload.output_tokens,
+                "feasible": reason is None,
+                "reason": reason,
+                **{
+                    key: None if np.isnan(figures[key][i]) else float(figures[key][i])
+                    for key in (
+                        "needed_bytes",
+                        "available_bytes",
+                        "largest_batch",
+                        "tpot_s",
+                        "ttft_s",
+                        "output_tokens_per_s",
+                        "s_mbu",
+                        "s_mbu_complete",
+                        "mbu",
+                        "s_mfu",
+                        "unique_experts",
+                        "tpot_dense_s",
+                    )
+                },
+                "tpot_s_low": tpot / (1 + spread) if spread else None,
+                "tpot_s_high": tpot * (1 + spread) if spread else None,
+                "memory_bound": bool(figures["memory_bound"][i]),
+                "power_w": money.power_w,
+                "energy_source": None if money.power_w is None else "estimated",
+                "hardware_usd": money.purchase_usd,
+                "usd_per_million_tokens": per_million(money.usd, 1.0),
+                "usd_per_million_tokens_low": per_million(money.usd_low, 1 / (1 + spread)),
+                "usd_per_million_tokens_high": per_million(money.usd_high, 1 + spread),
+                "price_status": money.status,
+                "speed_status": speed,
+                "figures_unverified": not money.sourced or (speed is not None and speed not in SOURCED),
+                "accuracy": candidate.accuracy,
+                "upper_bound": calibration.upper_bound,
+                "calibration": calibration.source,
+                "notes": "; ".join(notes) or None,
+            }
+        )
+    return rows
