@@ -39,10 +39,11 @@ test-gpu: ## bytes by an NVIDIA GPU's own counters (needs ncu), into docs/valida
 	@envs/setup.sh cuda-dev
 	@.venv-cuda/bin/pytest -m gpu tests/gpu --record docs/validation $(ARGS)
 
-lint: ## ruff, snakefmt and snakemake --lint
+lint: ## ruff, mypy, snakefmt and snakemake --lint
 	@envs/setup.sh dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 	@$(BIN)/snakefmt --check Snakefile rules tests/slurm/Snakefile
 	@$(BIN)/snakemake --lint
 

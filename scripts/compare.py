@@ -5,7 +5,7 @@ input: a, b (archives); output: table (Parquet), markdown, html.
 
 from moecap.io import atomic_path, write_parquet
 from moecap.jobs.workflow import script, tell
-from moecap.report import compare
+from moecap.report.compare import compare
 
 with script(snakemake) as job:  # noqa: F821
     found = compare(job.input.a, job.input.b)

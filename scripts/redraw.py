@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from moecap.jobs.workflow import script, tell
-from moecap.report import redraw
+from moecap.report.redraw import redraw
 
 with script(snakemake) as job:  # noqa: F821
     found = redraw(job.input.archive, Path(job.output.report).parent)

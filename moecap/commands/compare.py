@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and write what was asked for."""
     from moecap.io import atomic_path
-    from moecap.report import compare
+    from moecap.report.compare import compare
 
     found = compare(args.a, args.b)
     for path, text in ((args.html, found.html), (args.markdown, found.markdown)):

@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Verify the archive, and draw unless only that was asked for."""
     from moecap.archive.pack import verify
-    from moecap.report import redraw
+    from moecap.report.redraw import redraw
 
     if args.verify:
         found = verify(args.archive)
