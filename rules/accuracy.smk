@@ -16,13 +16,13 @@ rule evaluate:
         dataset="[^/]+",
         settings="[0-9a-f]{8}",
     conda:
-        f"../envs/{campaign.conda_environment}.yaml"
+        f"../envs/{graph.conda_environment}.yaml"
     container:
         cluster.container
     resources:
         **asked("evaluate"),
     params:
-        settings=lambda wc: campaign.accuracy_params(**wc),
+        settings=lambda wc: campaign.params.accuracy(**wc),
         code=code("accuracy.py"),
     script:
         "../scripts/accuracy.py"

@@ -14,7 +14,7 @@ rule anatomy:
     conda:
         "../envs/anatomy.yaml"
     params:
-        model=lambda wc: campaign.anatomy_params(wc.model, wc.precision),
+        model=lambda wc: campaign.params.anatomy(wc.model, wc.precision),
         code=code("anatomy.py"),
     script:
         "../scripts/anatomy.py"

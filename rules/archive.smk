@@ -9,12 +9,12 @@ rule archive:
         metrics=expand(paths.metrics, deployment=campaign.deployments),
         steps=expand(paths.steps, deployment=campaign.deployments),
         cost=expand(paths.cost, deployment=campaign.deployments),
-        anatomy=campaign.anatomy_files(),
-        accuracy=campaign.all_accuracy_files(),
-        samples=campaign.sample_files(),
-        measured_bytes=campaign.measured_bytes_files(),
-        replay_check=campaign.replay_check_files(),
-        machines=expand(paths.machine, hardware=campaign.hardware_in_use),
+        anatomy=graph.anatomy_files(),
+        accuracy=graph.all_accuracy_files(),
+        samples=graph.sample_files(),
+        measured_bytes=graph.measured_bytes_files(),
+        replay_check=graph.replay_check_files(),
+        machines=expand(paths.machine, hardware=graph.hardware_in_use),
     output:
         archive=fill(paths.archive, name=campaign.config.archive),
     log:
@@ -24,7 +24,7 @@ rule archive:
     conda:
         "../envs/core.yaml"
     params:
-        archive=campaign.archive_params(),
+        archive=campaign.params.archive(),
         code=code("archive.py"),
     script:
         "../scripts/archive.py"

@@ -18,7 +18,7 @@ rule measure_bytes:
     resources:
         **asked("measure_bytes"),
     params:
-        run=lambda wc: campaign.measured_bytes_params(wc.model, wc.precision),
+        run=lambda wc: campaign.params.measured_bytes(wc.model, wc.precision),
         code=code("measure_bytes.py"),
     script:
         "../scripts/measure_bytes.py"

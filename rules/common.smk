@@ -33,7 +33,8 @@ except MoecapError as error:
     sys.exit(1)
 
 paths = campaign.paths
-report_paths = campaign.report_paths
+graph = campaign.graph
+report_paths = graph.report_paths
 
 if workflow.remote_exec:
     shell.prefix(shell_prefix(cluster.site))
@@ -118,7 +119,7 @@ def report_over_what_there_is():
     if not campaign.deployments or campaign.config.before:
         return
     # The config as it is, whatever it was made from; only tables and charts are made, here, by no cluster's profile.
-    config_file = campaign.partial_config()
+    config_file = graph.partial_config()
     command = [
         sys.executable,
         "-m",
@@ -136,7 +137,7 @@ def report_over_what_there_is():
         "--configfile",
         config_file,
     ]
-    command += ["--allowed-rules", *campaign.reporting_rules, "--", "charts", "report"]
+    command += ["--allowed-rules", *graph.reporting_rules, "--", "charts", "report"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         logger.error(
@@ -168,7 +169,7 @@ def timed_threads(wildcards):
 
 
 def demo_data_of(*datasets):
-    return [paths.demo_data] if campaign.uses_demo_data(*datasets) else []
+    return [paths.demo_data] if graph.uses_demo_data(*datasets) else []
 
 
 def deployment_manifest(wildcards):
@@ -199,5 +200,5 @@ def deployment_demo_data(wildcards):
 def replay_requests(wildcards):
     return [
         fill(paths.requests, deployment=d)
-        for d in campaign.deployments_of(wildcards.model, wildcards.precision)
+        for d in graph.deployments_of(wildcards.model, wildcards.precision)
     ]

@@ -20,7 +20,7 @@ rule cost:
     resources:
         **asked("cost"),
     params:
-        cost=lambda wc: campaign.cost_params(campaign.deployment(wc.deployment)),
+        cost=lambda wc: campaign.params.cost(campaign.deployment(wc.deployment)),
         code=code("cost.py"),
     script:
         "../scripts/cost.py"

@@ -26,7 +26,7 @@ rule metrics:
     resources:
         **asked("metrics"),
     params:
-        metrics=lambda wc: campaign.metrics_params(campaign.deployment(wc.deployment)),
+        metrics=lambda wc: campaign.params.metrics(campaign.deployment(wc.deployment)),
         code=code("metrics.py"),
     script:
         "../scripts/metrics.py"

@@ -11,7 +11,7 @@ rule demo_data:
     conda:
         "../envs/core.yaml"
     params:
-        seed=campaign.demo_seed,
+        seed=graph.demo_seed,
         code=code("demo_data.py"),
     script:
         "../scripts/demo_data.py"
@@ -27,14 +27,14 @@ rule train_demo:
     benchmark:
         benchmark_of("train_demo", "variant")
     wildcard_constraints:
-        variant=one_of(campaign.variants_of("train_demo")),
+        variant=one_of(graph.variants_of("train_demo")),
     conda:
         "../envs/engine-cpu.yaml"
     threads: timed_threads
     resources:
         **asked("train_demo"),
     params:
-        train=lambda wc: campaign.train_params(wc.variant),
+        train=lambda wc: campaign.params.train(wc.variant),
         code=code("train_demo.py"),
     script:
         "../scripts/train_demo.py"
@@ -48,13 +48,13 @@ rule download:
     benchmark:
         benchmark_of("download", "variant")
     wildcard_constraints:
-        variant=one_of(campaign.variants_of("download")),
+        variant=one_of(graph.variants_of("download")),
     conda:
         "../envs/core.yaml"
     resources:
         **asked("download"),
     params:
-        source=lambda wc: campaign.download_params(wc.variant),
+        source=lambda wc: campaign.params.download(wc.variant),
         code=code("download.py"),
     script:
         "../scripts/download.py"

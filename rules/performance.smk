@@ -10,12 +10,12 @@ rule calibrate:
     benchmark:
         benchmark_of("calibrate", "hardware")
     conda:
-        f"../envs/{campaign.conda_environment}.yaml"
+        f"../envs/{graph.conda_environment}.yaml"
     threads: timed_threads
     resources:
         **asked("calibrate"),
     params:
-        hardware=lambda wc: campaign.machine_params(wc.hardware),
+        hardware=lambda wc: campaign.params.machine(wc.hardware),
         code=code("calibrate.py"),
     script:
         "../scripts/calibrate.py"
@@ -35,14 +35,14 @@ rule measure:
     benchmark:
         benchmark_of("measure", "deployment")
     conda:
-        f"../envs/{campaign.conda_environment}.yaml"
+        f"../envs/{graph.conda_environment}.yaml"
     container:
         cluster.container
     threads: timed_threads
     resources:
         **asked("measure"),
     params:
-        run=lambda wc: campaign.performance_params(campaign.deployment(wc.deployment)),
-        code=lambda wc: code("performance.py", campaign.engine_file(wc.deployment)),
+        run=lambda wc: campaign.params.performance(campaign.deployment(wc.deployment)),
+        code=lambda wc: code("performance.py", graph.engine_file(wc.deployment)),
     script:
         "../scripts/performance.py"

@@ -3,12 +3,12 @@
 
 rule plan:
     input:
-        anatomy=campaign.anatomy_files(),
+        anatomy=graph.anatomy_files(),
         cap=paths.cap,
         metrics=expand(paths.metrics, deployment=campaign.deployments),
         routing_analysis=expand(paths.routing_analysis, deployment=campaign.deployments),
-        machines=expand(paths.machine, hardware=campaign.hardware_in_use),
-        hardware=campaign.hardware_files,
+        machines=expand(paths.machine, hardware=graph.hardware_in_use),
+        hardware=graph.hardware_files,
     output:
         plan=report(paths.plan, caption="../report/plan.rst", category="Tables"),
         answers=report(paths.answers, caption="../report/plan.rst", category="Tables"),
@@ -19,7 +19,7 @@ rule plan:
     conda:
         "../envs/core.yaml"
     params:
-        plan=campaign.plan_params(),
+        plan=campaign.params.plan(),
         code=code("plan.py"),
     script:
         "../scripts/plan.py"
@@ -28,10 +28,10 @@ rule plan:
 # How wrong those predictions are here: in the report.
 rule cross_check:
     input:
-        anatomy=campaign.anatomy_files(),
-        metrics=expand(paths.metrics, deployment=campaign.reported),
-        routing_analysis=expand(paths.routing_analysis, deployment=campaign.reported),
-        machines=campaign.machine_files(),
+        anatomy=graph.anatomy_files(),
+        metrics=expand(paths.metrics, deployment=graph.reported),
+        routing_analysis=expand(paths.routing_analysis, deployment=graph.reported),
+        machines=graph.machine_files(),
     output:
         cross_check=report_paths.cross_check,
     log:
@@ -41,7 +41,7 @@ rule cross_check:
     conda:
         "../envs/core.yaml"
     params:
-        cross_check=campaign.cross_check_params(),
+        cross_check=campaign.params.cross_check(),
         code=code("cross_check.py"),
     script:
         "../scripts/cross_check.py"

@@ -3,7 +3,7 @@
 
 rule published:
     input:
-        tables=campaign.published_tables,
+        tables=graph.published_tables,
     output:
         metrics=fill(paths.published, stage="metrics"),
         accuracy=fill(paths.published, stage="accuracy"),
@@ -31,7 +31,7 @@ rule published_cost:
     conda:
         "../envs/core.yaml"
     params:
-        cost=campaign.published_cost_params(),
+        cost=campaign.params.published_cost(),
         code=code("cost.py"),
     script:
         "../scripts/cost.py"
@@ -48,7 +48,7 @@ rule published_hosts:
     conda:
         "../envs/core.yaml"
     params:
-        hosts=campaign.published_hosts_params(),
+        hosts=campaign.params.published_hosts(),
         code=code("hosts.py"),
     script:
         "../scripts/hosts.py"

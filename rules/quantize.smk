@@ -3,8 +3,8 @@
 
 rule quantize:
     input:
-        manifest=lambda wc: campaign.base_manifest(wc.variant),
-        data=lambda wc: demo_data_of(*campaign.calibration_datasets(wc.variant)),
+        manifest=lambda wc: graph.base_manifest(wc.variant),
+        data=lambda wc: demo_data_of(*graph.calibration_datasets(wc.variant)),
     output:
         manifest=f"{paths.results}/models/{{variant}}/manifest.json",
     log:
@@ -12,14 +12,14 @@ rule quantize:
     benchmark:
         benchmark_of("quantize", "variant")
     wildcard_constraints:
-        variant=one_of(campaign.variants_of("quantize")),
+        variant=one_of(graph.variants_of("quantize")),
     conda:
         "../envs/quantize.yaml"
     threads: 2
     resources:
         **asked("quantize"),
     params:
-        recipe=lambda wc: campaign.quantize_params(wc.variant),
+        recipe=lambda wc: campaign.params.quantize(wc.variant),
         python=campaign.config.quantize_python,
         code=code("quantize.py"),
     script:

@@ -3,11 +3,11 @@
 
 rule cap:
     input:
-        metrics=expand(paths.metrics, deployment=campaign.reported)
-        + campaign.published_files("metrics"),
-        cost=expand(paths.cost, deployment=campaign.reported)
-        + campaign.published_files("cost"),
-        accuracy=campaign.all_accuracy_files() + campaign.published_files("accuracy"),
+        metrics=expand(paths.metrics, deployment=graph.reported)
+        + graph.published_files("metrics"),
+        cost=expand(paths.cost, deployment=graph.reported)
+        + graph.published_files("cost"),
+        accuracy=graph.all_accuracy_files() + graph.published_files("accuracy"),
     output:
         cap=report(report_paths.cap, caption="../report/cap.rst", category="Tables"),
     log:
@@ -17,7 +17,7 @@ rule cap:
     conda:
         "../envs/core.yaml"
     params:
-        cap=campaign.cap_params(),
+        cap=campaign.params.cap(),
         code=code("cap.py"),
     script:
         "../scripts/cap.py"
@@ -26,8 +26,8 @@ rule cap:
 rule charts:
     input:
         cap=report_paths.cap,
-        anatomy=campaign.anatomy_files(),
-        routing_analysis=expand(paths.routing_analysis, deployment=campaign.reported),
+        anatomy=graph.anatomy_files(),
+        routing_analysis=expand(paths.routing_analysis, deployment=graph.reported),
     output:
         charts=report(
             directory(report_paths.charts),
@@ -42,7 +42,7 @@ rule charts:
     conda:
         "../envs/core.yaml"
     params:
-        charts=campaign.chart_params(),
+        charts=campaign.params.charts(),
         code=code("charts.py", "moecap/templates"),
     script:
         "../scripts/charts.py"
@@ -52,14 +52,14 @@ rule charts:
 rule report:
     input:
         cap=report_paths.cap,
-        anatomy=campaign.anatomy_files(),
-        routing_analysis=expand(paths.routing_analysis, deployment=campaign.reported),
-        machines=campaign.machine_files(),
-        samples=campaign.sample_files(),
-        measured_bytes=campaign.measured_bytes_files(),
-        replay_check=campaign.replay_check_files(),
-        cross_check=campaign.cross_check_files(),
-        hosts=campaign.published_hosts_files(),
+        anatomy=graph.anatomy_files(),
+        routing_analysis=expand(paths.routing_analysis, deployment=graph.reported),
+        machines=graph.machine_files(),
+        samples=graph.sample_files(),
+        measured_bytes=graph.measured_bytes_files(),
+        replay_check=graph.replay_check_files(),
+        cross_check=graph.cross_check_files(),
+        hosts=graph.published_hosts_files(),
     output:
         report=report(
             report_paths.report, caption="../report/report.rst", category="Report"
@@ -71,7 +71,7 @@ rule report:
     conda:
         "../envs/core.yaml"
     params:
-        report=campaign.report_params(),
+        report=campaign.params.report(),
         code=code("report.py", "moecap/templates"),
     script:
         "../scripts/report.py"

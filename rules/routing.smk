@@ -13,14 +13,14 @@ rule replay:
     benchmark:
         benchmark_of("replay", "model", "precision")
     conda:
-        f"../envs/{campaign.conda_environment}.yaml"
+        f"../envs/{graph.conda_environment}.yaml"
     container:
         cluster.container
     threads: 2
     resources:
         **asked("replay"),
     params:
-        replay=lambda wc: campaign.replay_params(wc.model, wc.precision),
+        replay=lambda wc: campaign.params.replay(wc.model, wc.precision),
         code=code("replay.py"),
     script:
         "../scripts/replay.py"
@@ -39,15 +39,15 @@ rule trace_decode:
     benchmark:
         benchmark_of("trace_decode", "deployment")
     conda:
-        f"../envs/{campaign.conda_environment}.yaml"
+        f"../envs/{graph.conda_environment}.yaml"
     container:
         cluster.container
     threads: timed_threads
     resources:
         **asked("trace_decode"),
     params:
-        run=lambda wc: campaign.trace_decode_params(campaign.deployment(wc.deployment)),
-        code=lambda wc: code("trace_decode.py", campaign.engine_file(wc.deployment)),
+        run=lambda wc: campaign.params.trace_decode(campaign.deployment(wc.deployment)),
+        code=lambda wc: code("trace_decode.py", graph.engine_file(wc.deployment)),
     script:
         "../scripts/trace_decode.py"
 

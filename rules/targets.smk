@@ -4,7 +4,7 @@
 
 rule accuracy:
     input:
-        campaign.all_accuracy_files(),
+        graph.all_accuracy_files(),
 
 
 rule performance:
@@ -19,7 +19,7 @@ for deployment in campaign.deployments:
             deployment
         input:
             fill(paths.cost, deployment=deployment),
-            campaign.accuracy_files(campaign.deployment(deployment)),
+            graph.accuracy_files(campaign.deployment(deployment)),
 
 
 # Tables, charts and, where no partition has a network, downloads: they are not worth a place in a queue.

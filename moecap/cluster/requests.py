@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moecap.campaign.campaign import Campaign
-from moecap.campaign.config import Deployment
+from moecap.campaign.deployments import Deployment
 from moecap.cluster.site import (
     SLURM_LOGS,
     UNASKED,
@@ -72,16 +72,16 @@ class Cluster:
             system = self.campaign.catalogue.hardware.find(wildcards["hardware"])
             return Need(rule, gpu=system.gpu_name, cores=_cores(system))
         if rule == "evaluate":
-            row, _ = self.campaign.accuracy_row(**wildcards)
+            row, _ = self.campaign.graph.accuracy_row(**wildcards)
             return self._row_need(rule, row, points=1, one_copy=True)
         if rule in ("measure", "trace_decode", "metrics", "cost"):
             row = self.campaign.deployment(wildcards["deployment"])
             return self._row_need(rule, row, points=len(row.datasets) * len(row.batch_sizes))
         if rule == "replay":
-            names = self.campaign.deployments_of(wildcards["model"], wildcards["precision"])
+            names = self.campaign.graph.deployments_of(wildcards["model"], wildcards["precision"])
             rows = [self.campaign.deployment(name) for name in names]
             points = sum(len(row.datasets) * len(row.batch_sizes) for row in rows)
-            return self._row_need(rule, self.campaign.replay_row(**wildcards), points=points, one_copy=True)
+            return self._row_need(rule, self.campaign.graph.replay_row(**wildcards), points=points, one_copy=True)
         return Need(rule)
 
     def _row_need(self, rule: str, row: Deployment, points: int, one_copy: bool = False) -> Need:
@@ -142,18 +142,18 @@ class Cluster:
         def add(rule: str, pattern: str, **wildcards: str) -> None:
             found.append((rule, wildcards, fill(pattern, **wildcards)))
 
-        for (model, precision), rule in campaign.variants.items():
+        for (model, precision), rule in campaign.graph.variants.items():
             manifest = fill(paths.manifest, model=model, precision=precision)
             found.append((rule, {"variant": f"{model}/{precision}"}, manifest))
-        for hardware in campaign.hardware_in_use:
+        for hardware in campaign.graph.hardware_in_use:
             add("calibrate", paths.machine, hardware=hardware)
-        for _, wildcards in campaign.accuracy_jobs():
+        for _, wildcards in campaign.graph.accuracy_jobs():
             add("evaluate", paths.accuracy, **wildcards)
         for model, precision in dict.fromkeys((r.model, r.precision) for r in campaign.deployments.values()):
             add("replay", paths.routing, model=model, precision=precision)
-        for model, precision in campaign.measured_bytes_variants:
+        for model, precision in campaign.graph.measured_bytes_variants:
             add("measure_bytes", paths.measured_bytes, model=model, precision=precision)
-        for name in campaign.replay_checked:
+        for name in campaign.graph.replay_checked:
             add("trace_decode", paths.decoded, deployment=name)
         for rule, pattern in (("measure", paths.points), ("metrics", paths.metrics), ("cost", paths.cost)):
             for name in campaign.deployments:
@@ -191,7 +191,7 @@ class Cluster:
         needs = [self.need(rule, wildcards) for rule, wildcards in jobs]
         hardware = self.campaign.catalogue.hardware
         prices = {}
-        for name in self.campaign.hardware_in_use:
+        for name in self.campaign.graph.hardware_in_use:
             system = hardware.find(name)
             usd, _ = rental_usd_per_hour(system, 1)
             if system.gpu_name and usd is not None:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         "config": args.config,
         "valid": True,
         "deployments": len(campaign.deployments),
-        "variants": len(campaign.variants),
+        "variants": len(campaign.graph.variants),
         "points": sum(len(row.datasets) * len(row.batch_sizes) for row in rows),
         "warnings": campaign.warnings,
     }

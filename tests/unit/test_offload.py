@@ -117,6 +117,6 @@ def test_a_deployment_says_how_much_before_anything_runs(tmp_path, monkeypatch):
     entries["vllm-cuda"]["options"]["engine_args"]["cpu_offload_gb"] = 16
     engines.write_text(yaml.safe_dump(entries))
     campaign = Campaign({"deployments": "table.csv", "cost": {"usd_per_kwh": 0.1}})
-    params = campaign.metrics_params(campaign.deployment("d"))
+    params = campaign.params.metrics(campaign.deployment("d"))
     assert params["offload"] == {"tier": "dram", "arguments": {"cpu_offload_gb": 16}}
     assert params["tiers"]["pcie"] == 2 * 64e9
