@@ -31,6 +31,21 @@ def snakemake(*arguments: str, cwd: Path = ROOT, timeout: float = 1800, **env: s
     )
 
 
+@pytest.fixture
+def zen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine, for checks, is one whose CPU has kernels for everything in the demo, whatever it really is."""
+    from moecap.engines.base import Machine
+
+    cpu = Machine(
+        "this-machine",
+        isa="x86_64",
+        vendor="AuthenticAMD",
+        flags=frozenset({"avx2", "avx512f"}),
+        packages=frozenset({"zentorch"}),
+    )
+    monkeypatch.setattr("moecap.campaign.checks.this_machine", lambda name: cpu)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

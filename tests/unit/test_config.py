@@ -18,24 +18,15 @@ from moecap.errors import MoecapError, PermanentError
 from tests.conftest import ROOT
 
 HEADER = "deployment,model,precision,engine,hardware,devices,datasets,batch_sizes\n"
-#: A CPU that has kernels for everything in the demo, whichever the tests run on.
-ZEN = Machine(
-    "this-machine",
-    isa="x86_64",
-    vendor="AuthenticAMD",
-    flags=frozenset({"avx2", "avx512f"}),
-    packages=frozenset({"zentorch"}),
-)
 ROW = "d,demo-moe,bf16,vllm-cpu,this-machine,1,arithmetic,1 4\n"
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(zen: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a config, a one-row deployment table and a copy of the catalogue; it is the working directory."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
     (tmp_path / "table.csv").write_text(HEADER + ROW)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("moecap.campaign.checks.this_machine", lambda name: ZEN)
     return tmp_path
 
 

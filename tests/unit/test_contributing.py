@@ -34,7 +34,7 @@ def yaml_of(title: str) -> str:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(zen: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -61,12 +61,12 @@ def append(file: str, text: str) -> None:
 def test_a_model_is_one_entry(campaign: Callable[..., Campaign], site: Path) -> None:
     append("config/catalogue/models.yaml", yaml_of("Add a model"))
     found = campaign(model="my-moe", precision="int4")
-    assert found.warnings == [] and found.variants_of("download") == ["my-moe/bf16"]
-    assert found.variants_of("quantize") == ["my-moe/int4"]
-    assert len(found.download_params("my-moe/bf16")["revision"]) == 40
+    assert found.warnings == [] and found.graph.variants_of("download") == ["my-moe/bf16"]
+    assert found.graph.variants_of("quantize") == ["my-moe/int4"]
+    assert len(found.params.download("my-moe/bf16")["revision"]) == 40
     assert "source: {path: /checkpoints/my-moe}" in recipe("Add a model")
     append("config/catalogue/models.yaml", "local:\n  source: {path: /checkpoints/my-moe}\n")
-    assert campaign(model="local").download_params("local/bf16") == {"path": "/checkpoints/my-moe"}
+    assert campaign(model="local").params.download("local/bf16") == {"path": "/checkpoints/my-moe"}
 
 
 def test_a_gpu_is_one_entry(campaign: Callable[..., Campaign], site: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_gpu_is_one_entry(campaign: Callable[..., Campaign], site: Path) -> No
     catalogue["gpus"] |= entry["gpus"]
     path.write_text(yaml.safe_dump(catalogue))
     found = campaign(engine="vllm-cuda", hardware="My-GPU-96GB", devices="2", tensor_parallel="2", precision="fp8")
-    assert found.metrics_params(found.deployment("d"))["peaks"]["bytes_per_s"] == 4000e9
+    assert found.params.metrics(found.deployment("d"))["peaks"]["bytes_per_s"] == 4000e9
     for word in ("source", "status"):
         bad = json.loads(json.dumps(catalogue))
         del bad["gpus"]["My-GPU-96GB"][word]
@@ -94,8 +94,8 @@ def test_a_dataset_is_one_entry_and_a_task(campaign: Callable[..., Campaign], si
     data_files = yaml.safe_load(re.search(r"`(data_files: .*?)` in the config", recipe("Add a dataset")).group(1))
     found = campaign(data_files, datasets="my-questions arithmetic")
     row = found.deployment("d")
-    assert found.performance_params(row)["data_files"] == {"my-questions": {"test": "questions.jsonl"}}
-    assert found.accuracy_settings(row, "my-questions")["data_files"] == {"test": "questions.jsonl"}
+    assert found.params.performance(row)["data_files"] == {"my-questions": {"test": "questions.jsonl"}}
+    assert found.graph.accuracy_settings(row, "my-questions")["data_files"] == {"test": "questions.jsonl"}
 
     pytest.importorskip("lm_eval")
     from moecap.measure.workload import task_prompts
@@ -122,7 +122,7 @@ def test_an_engine_is_one_file_and_one_entry(
     )
     monkeypatch.setattr(base, "__file__", str(site / "base.py"))
     monkeypatch.setattr("moecap.engines.__path__", [str(site), *sys.modules["moecap.engines"].__path__])
-    assert campaign(engine="my-engine").engine_file("d") == "moecap/engines/mine_engine.py"
+    assert campaign(engine="my-engine").graph.engine_file("d") == "moecap/engines/mine_engine.py"
     with base.load(base.EngineSpec("my-engine", "mine", "cpu", "folder")) as engine:
         assert type(engine).__name__ == "MyEngine" and engine.version == "1"
 
