@@ -732,8 +732,13 @@ def assemble(
     flops: dict[tuple[int | None, str], int] = defaultdict(int)
     keys: dict[int | None, int] = defaultdict(int)
     replicated: dict[int | None, int] = defaultdict(int)
+    widths: dict[int | None, int] = defaultdict(int)
     for part in structure.parts:
         keys[part.layer] += part.kv_params
+        if part.component == "routed_experts":
+            # The product that leads back to the model's width; of fused ones with as many outputs, the narrower.
+            found = [m.columns for m in part.matrices if m.rows == structure.hidden_size]
+            widths[part.layer] = min(filter(None, (widths[part.layer], *found)), default=0)
         replicated[part.layer] += part.replicated_params
         params[part.layer, part.component] += part.numel
         flops[part.layer, part.component] += part.flops
@@ -764,6 +769,7 @@ def assemble(
                 qk_head_dim=memory.qk_head_dim,
                 v_head_dim=memory.v_head_dim,
                 kv_heads=memory.kv_heads,
+                expert_width=widths[index],
                 attention_kv_params=keys[index],
                 attention_replicated_params=replicated[index],
                 cross_kv_elements_per_token=memory.cross_kv_elements_per_token,

@@ -71,6 +71,7 @@ class LayerKind:
         cross_kv_elements_per_token: KV per token of the encoder that the layer's cross-attention reads.
         state_bytes: constant state per sequence of a linear-attention layer.
         query_heads, qk_head_dim, v_head_dim: score FLOPs per query-key pair: 2·query_heads·(qk_head_dim+v_head_dim).
+        expert_width: inner width of one routed expert; 0: none, or not known.
         attention_kv_params: the part of ``attention_params`` that makes keys and values: tensor parallelism splits it
             by KV heads. ``attention_replicated_params``: down-projections (MLA), indexers: whole on every rank.
         *_flops: of the matrix products per token (2 per weight), context-dependent attention scores not included.
@@ -101,6 +102,7 @@ class LayerKind:
     qk_head_dim: int = 0
     v_head_dim: int = 0
     kv_heads: int = 0
+    expert_width: int = 0
     attention_kv_params: int = 0
     attention_replicated_params: int = 0
     cross_kv_elements_per_token: int = 0
