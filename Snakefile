@@ -57,10 +57,5 @@ onstart:
     begin_run()
 
 
-onsuccess:
-    end_run()
-
-
 onerror:
-    end_run()
     report_over_what_there_is()

@@ -17,7 +17,13 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 #: How jobs begin, end and fail: no result depends on it.
-NO_RESULT = {"moecap.errors", "moecap.jobs.failures", "moecap.jobs.running", "moecap.jobs.workflow"}
+NO_RESULT = {
+    "moecap.errors",
+    "moecap.jobs.failures",
+    "moecap.jobs.processes",
+    "moecap.jobs.running",
+    "moecap.jobs.workflow",
+}
 
 
 def digest(value: Any, length: int = 12) -> str:

@@ -1,4 +1,5 @@
 # Input functions and small helpers that the rules name. What they compute lies in the library.
+import contextlib
 import inspect
 import os
 import re
@@ -9,10 +10,44 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
+from moecap.errors import MoecapError
 from moecap.jobs import running
+
+# What Snakemake may be asked for beside a run that is at work: it shows, or lifts a lock.
+LOOKS = ("dryrun", "unlock", "lint", "list_rules", "list_target_rules", "summary")
+LOOKS += ("detailed_summary", "dag", "rulegraph", "filegraph", "d3dag", "report")
+LOOKS += ("list_changes", "list_input_changes", "list_params_changes", "list_untracked")
+LOOKS += ("print_compilation", "containerize", "cleanup_metadata", "list_conda_envs")
+
+
+def works():
+    """Whether this Snakemake is asked to make files. It does not tell a workflow so before the graph is built."""
+    from snakemake.cli import parse_args
+
+    try:
+        with contextlib.redirect_stderr(None):
+            _, given = parse_args(sys.argv[1:])
+    except (Exception, SystemExit):
+        return False  # not from the command line: found when it begins
+    return not any(getattr(given, name, None) for name in LOOKS)
+
+
+def refuse(error):
+    """End with one paragraph; Snakemake would put its own file, line and stack around it."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+# Before anything heavy: a second start should cost the run that is at work as little as possible.
+works = workflow.is_main_process and works()
+if works:
+    try:
+        running.refuse_second(str(config.get("results") or "results"))
+    except MoecapError as error:
+        refuse(error)
+
 from moecap.campaign.campaign import Campaign
 from moecap.cluster.requests import Cluster
-from moecap.errors import MoecapError
 from moecap.jobs.failures import RUN, settle, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
@@ -28,9 +63,7 @@ try:
     )
     cluster = Cluster(campaign)
 except MoecapError as error:
-    # One paragraph; Snakemake would put its own file, line and stack around it.
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+    refuse(error)
 
 paths = campaign.paths
 graph = campaign.graph
@@ -39,27 +72,28 @@ report_paths = graph.report_paths
 if workflow.remote_exec:
     shell.prefix(shell_prefix(cluster.site))
 if workflow.is_main_process and not campaign.config.partial:
-    for note in [
-        *campaign.warnings,
-        running.lift_stale_lock(paths.results),
-        cluster.estimate(),
-    ]:
+    for note in [*campaign.warnings, cluster.estimate()]:
         if note is not None:
             logger.warning(str(note))
+if works:
+    # Before Snakemake looks at its lock: what it would say of it is not true here.
+    try:
+        lifted = running.lift_stale_lock(paths.results)
+        running.claim(paths.results)
+    except MoecapError as error:
+        refuse(error)
+    if lifted:
+        logger.warning(lifted)
 
 
 def begin_run():
-    """Refuse a second run on these results, and clear away what a killed one left in Slurm."""
+    """Refuse a second run on these results, and end what a killed one left at work here and in Slurm."""
     slurm = workflow.executor_plugin.name == "slurm"
     try:
         for line in running.begin(paths.results, slurm=slurm):
             logger.warning(line)
     except MoecapError as error:
         raise WorkflowError(str(error))
-
-
-def end_run():
-    running.end(paths.results)
 
 
 def asked(rule):

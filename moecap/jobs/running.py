@@ -1,47 +1,38 @@
 """One run at a time on a results folder, and what a run that was killed has left behind.
 
-A run writes ``running.json`` into the results folder when it starts to work and removes it when it ends. After a kill
-the file stays; whether its process is still there decides what the next run may do: lift Snakemake's lock, and cancel
-the Slurm jobs that nobody waits for any more. (Cancelled, not adopted: what they had measured is in the spool.)
+A run claims its results folder by ``running.json`` before it reads anything else, and removes that when its process
+ends. After a kill the file stays; whether its process is still there decides what the next run may do: lift Snakemake's
+lock, end the processes that the killed one left at work on this machine, and cancel the Slurm jobs that nobody waits
+for any more. (Cancelled, not adopted: what they had measured is in the spool.)
 """
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import json
 import os
-import shutil
-import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from moecap.errors import MoecapError
-from moecap.io import write_json
+from moecap.jobs import processes
+from moecap.jobs.processes import Identity, identity
 
 FILE = "running.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Identity):
     """A snakemake process that works, or worked, on a results folder."""
 
-    host: str
-    pid: int
-    started_unix_s: float
-    directory: str
-
-    def alive(self) -> bool | None:
-        """Whether the process is still there; None when it ran on another machine, of which nothing is known."""
-        if self.host != socket.gethostname():
-            return None
-        try:
-            # A process id is used again: the time of creation tells.
-            return abs(psutil.Process(self.pid).create_time() - self.started_unix_s) < 1.0
-        except psutil.NoSuchProcess:
-            return False
+    directory: str = ""
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.started_unix_s))
@@ -50,62 +41,130 @@ class Run:
 
 def this_run() -> Run:
     """The run that this process is."""
-    process = psutil.Process()
-    return Run(socket.gethostname(), process.pid, process.create_time(), str(Path.cwd()))
+    return Run(**asdict(identity(psutil.Process())), directory=str(Path.cwd()))
 
 
 def last_run(results: str | Path) -> Run | None:
     """The run that has not said that it ended; None when the last one did."""
     try:
-        return Run(**json.loads((Path(results) / FILE).read_text()))
+        return Run(**json.loads((Path(results) / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
+def claim(results: str | Path) -> None:
+    """Before anything else: this run works on ``results`` until its process ends, and no other does.
+
+    The report over what there is, made by a run of its own below the one that failed, does not need a claim of its own.
+
+    Raises:
+        MoecapError: another run is at work on them.
+    """
+    from moecap.io import write_json
+
+    Path(results).mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(Path(results)):
+        if _at_work(results) is None:
+            refuse_second(results)
+            write_json(asdict(this_run()), Path(results) / FILE)
+            atexit.register(end, results)
+
+
+def refuse_second(results: str | Path) -> None:
+    """Refuse to work on results on which another run is at work. Cheap: asked first, before anything is imported.
+
+    Raises:
+        MoecapError: with the process that is at work, and what to do.
+    """
+    before = last_run(results)
+    if before is not None and _at_work(results) is None and before.alive():
+        raise MoecapError(
+            f"{results} is in use: {before}. Two runs on one results folder would overwrite each other's files and "
+            f"spoil each other's times. Wait for it, end it with `kill {before.pid}`, or give this run another folder "
+            "(`results` in the config)."
+        )
+
+
+def _at_work(results: str | Path) -> Run | None:
+    """The run on ``results``, if it is this process or one that this process is below."""
+    run = last_run(results)
+    if run is not None and run.pid in {os.getpid(), *(p.pid for p in psutil.Process().parents())} and run.alive():
+        return run
+    return None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of two runs that start together, one looks after the other has written."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every network file system has locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def lift_stale_lock(results: str | Path, directory: str | Path = ".") -> str | None:
-    """Before Snakemake locks ``directory``: remove the lock of a run that is surely gone, and say so.
+    """Before Snakemake locks ``directory``, and before :func:`claim`: remove the locks of a run that is surely gone.
+
+    Locks of runs on other results folders, which may be at work in the same directory, are left alone.
 
     Returns:
-        What there is to say: that a lock was lifted, or why it stands. None when there is no lock.
+        That a lock was lifted; None when there was none.
+
+    Raises:
+        MoecapError: the lock stands, with the reason and what to do.
     """
-    locks = Path(directory) / ".snakemake/locks"
-    if not locks.is_dir() or not any(locks.iterdir()):
+    locks = _locks(results, Path(directory) / ".snakemake/locks")
+    if not locks:
         return None
     run = last_run(results)
     if run is None:
-        return (
-            "This folder is locked by a snakemake that left no note of itself. If none is running here, "
-            "`snakemake --unlock` removes the lock."
+        raise MoecapError(
+            f"{results} is locked by a snakemake that left no note of itself. If none is at work on it, `snakemake "
+            "--unlock` removes the lock."
         )
+    refuse_second(results)
     alive = run.alive()
     if alive:
-        return f"This folder is in use: {run}. Wait for it, or end it with `kill {run.pid}`."
+        return None
     if alive is None:
-        return (
-            f"This folder is locked by a run on another machine: {run}. If it is gone, `snakemake --unlock` removes "
-            "the "
+        raise MoecapError(
+            f"{results} is locked by a run on another machine: {run}. If it is gone, `snakemake --unlock` removes the "
             "lock."
         )
-    shutil.rmtree(locks)
+    for lock in locks:
+        lock.unlink(missing_ok=True)
     return f"The lock of a run that was killed is lifted ({run}). What it had finished and measured is kept."
 
 
+def _locks(results: str | Path, folder: Path) -> list[Path]:
+    """Snakemake's lock files (``N.input.lock``, ``N.output.lock``: names of files, a line each) over ``results``."""
+    inside = f"{Path(results).resolve()}/"
+    root = folder.parent.parent
+
+    def over_results(lock: Path) -> bool:
+        lines = lock.read_text(encoding="utf-8", errors="replace").splitlines()
+        return any(f"{os.path.normpath(root.resolve() / line.strip())}/".startswith(inside) for line in lines)
+
+    found = {lock.name.split(".")[0] for lock in folder.glob("*.lock") if lock.is_file() and over_results(lock)}
+    return sorted(lock for number in found for lock in folder.glob(f"{number}.*.lock"))
+
+
 def begin(results: str | Path, slurm: bool = False) -> list[str]:
-    """When a run starts to work: refuse a second one, note this one, cancel the jobs that a killed one left in Slurm.
+    """When a run starts to work: end what a killed one left at work on this machine and in Slurm.
+
+    Args:
+        slurm: whether jobs go to Slurm. If not, they are marked as this folder's (:mod:`moecap.jobs.processes`).
 
     Returns:
         What was done, a line each.
 
     Raises:
-        MoecapError: another run works on the same results.
+        MoecapError: another run works on the same results, or something of an earlier one does not end.
     """
-    before = last_run(results)
-    if before and before != this_run() and before.alive():
-        raise MoecapError(
-            f"{results} is in use: {before}. Two runs on one results folder would overwrite each other's files. Wait "
-            "for "
-            f"it, end it with `kill {before.pid}`, or give this run another folder (`results` in the config)."
-        )
+    claim(results)
     said = []
     if slurm:
         left = left_behind(Path.cwd())
@@ -116,14 +175,32 @@ def begin(results: str | Path, slurm: bool = False) -> list[str]:
                 f"Cancelled {len(left)} Slurm job(s) that an earlier run left behind: {', '.join(left)}. What they had "
                 "measured is kept."
             )
-    Path(results).mkdir(parents=True, exist_ok=True)
-    write_json(asdict(this_run()), Path(results) / FILE)
-    return said
+    else:
+        processes.mark(results)
+    ended = processes.end_leftovers(results)
+    return said + ([ended] if ended else [])
+
+
+def job_begins(results: str | Path) -> str | None:
+    """When a job of a run on this machine begins: note it, and end what an earlier job of the run left behind.
+
+    A job that was killed, and is tried again, may have left an engine in a process of its own. On a cluster, whose
+    jobs are not below the run, nothing is done: Slurm ends a job's processes.
+
+    Returns:
+        What was ended, in one line; None: nothing.
+    """
+    run = _at_work(results)
+    if run is None or os.environ.get(processes.MARK) != str(Path(results).resolve()):
+        return None
+    processes.note(results)
+    return processes.end_leftovers(results, run.pid)
 
 
 def end(results: str | Path) -> None:
     """When a run has ended, well or not."""
-    if last_run(results) == this_run():
+    run = last_run(results)
+    if run is not None and (run.pid, run.start) == (os.getpid(), this_run().start):
         (Path(results) / FILE).unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError
-from moecap.jobs import failures
+from moecap.jobs import failures, processes, running
 from moecap.paths import Paths
 
 _terminal: Any = sys.stderr
@@ -41,6 +41,8 @@ def script(job: Any) -> Iterator[Any]:
     try:
         if record is not None:
             failures.begin(record, _about(job))
+            if ended := running.job_begins(results_of(job)):
+                tell(ended)
         yield job
     except Exception as error:
         if not isinstance(error, MoecapError):
@@ -54,14 +56,21 @@ def script(job: Any) -> Iterator[Any]:
     else:
         if record is not None:
             failures.end(record)
+    finally:
+        if record is not None:
+            processes.forget(results_of(job))
+
+
+def results_of(job: Any) -> str:
+    """The results folder of a job of the workflow."""
+    return str(job.config.get("results", "results"))
 
 
 def record_path(job: Any) -> Path | None:
     """Where the job's failure is on record; None outside of a workflow."""
-    config = getattr(job, "config", None)
-    if config is None:
+    if getattr(job, "config", None) is None:
         return None
-    folder = Path(Paths(config.get("results", "results")).failures)
+    folder = Path(Paths(results_of(job)).failures)
     return Path(f"{folder.joinpath(job.rule, *map(str, job.wildcards))}.json")
 
 

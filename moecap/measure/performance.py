@@ -28,7 +28,7 @@ from moecap.engines.base import Engine, EngineSpec, RunResult, library_versions
 from moecap.engines.base import load as load_engine
 from moecap.errors import MoecapError, PermanentError
 from moecap.hardware.energy import window as energy_window
-from moecap.jobs import failures
+from moecap.jobs import failures, processes
 from moecap.measure.sequences import sequence_hash
 from moecap.measure.spool import Spool, key_of
 from moecap.measure.workload import Workload, requests_sha256
@@ -325,6 +325,7 @@ class _Session:
         load_id = uuid.uuid4().hex
         dog.watch(dog.load_s, "loading the engine")
         with self.load(spec) as engine:
+            processes.note()  # the engine's own ones too: should this one be killed, the next start ends them
             clock.start()
             warm: Point | None = None
             for run in runs:

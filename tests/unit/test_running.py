@@ -16,13 +16,15 @@ import pytest
 from moecap.errors import MoecapError
 from moecap.io import write_json
 from moecap.jobs import running
+from moecap.jobs.processes import identity
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".snakemake/locks").mkdir(parents=True)
-    (tmp_path / ".snakemake/locks/0.input.lock").write_text("x")
+    (tmp_path / ".snakemake/locks/0.input.lock").write_text("data/x\n")
+    (tmp_path / ".snakemake/locks/0.output.lock").write_text("results/x\n")
     return tmp_path
 
 
@@ -34,13 +36,14 @@ def leave(run: running.Run) -> None:
 def other():
     """A live process that is not this one."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    yield replace(running.this_run(), pid=process.pid, started_unix_s=psutil.Process(process.pid).create_time())
+    yield running.Run(**asdict(identity(psutil.Process(process.pid))), directory=str(Path.cwd()))
     process.kill()
     process.wait()
 
 
 def dead() -> running.Run:
-    return replace(running.this_run(), started_unix_s=1.0)  # the id is in use again, by somebody younger
+    # The id is in use again, by somebody younger.
+    return replace(running.this_run(), started_unix_s=1.0, start=None)
 
 
 def test_begins_and_ends(folder):
@@ -61,19 +64,21 @@ def test_second_run_on_the_same_results_is_refused(folder, other):
 def test_lock_of_a_killed_run_is_lifted(folder):
     leave(dead())
     assert "is lifted" in running.lift_stale_lock("results")
-    assert not Path(".snakemake/locks").exists()
+    assert not list(Path(".snakemake/locks").iterdir())
     assert running.begin("results") == []
 
 
 def test_lock_of_a_live_run_stands(folder, other):
     leave(other)
-    assert f"in use: snakemake, process {other.pid}" in running.lift_stale_lock("results")
+    with pytest.raises(MoecapError, match=f"in use: snakemake, process {other.pid}"):
+        running.lift_stale_lock("results")
     assert Path(".snakemake/locks/0.input.lock").exists()
 
 
 def test_lock_of_another_machine_stands(folder):
     leave(replace(dead(), host="elsewhere"))
-    assert "another machine" in running.lift_stale_lock("results") and "--unlock" in running.lift_stale_lock("results")
+    with pytest.raises(MoecapError, match=r"another machine.*--unlock"):
+        running.lift_stale_lock("results")
     assert Path(".snakemake/locks/0.input.lock").exists()
 
 
@@ -82,8 +87,41 @@ def test_lock_without_a_readable_note_stands(folder, content):
     if content is not None:
         Path("results").mkdir()
         (Path("results") / running.FILE).write_text(content)
-    assert "--unlock" in running.lift_stale_lock("results")
+    with pytest.raises(MoecapError, match=r"no note of itself.*--unlock"):
+        running.lift_stale_lock("results")
     assert Path(".snakemake/locks/0.input.lock").exists()
+
+
+def test_locks_of_other_results_in_the_same_directory_are_left_alone(folder):
+    """A run on results that was killed, and another that works beside it on results-2."""
+    leave(dead())
+    (folder / ".snakemake/locks/1.output.lock").write_text(f"{folder}/results-2/x\n")
+    (folder / ".snakemake/locks/1.input.lock").write_text("config/y\n")
+    assert "is lifted" in running.lift_stale_lock("results")
+    assert sorted(p.name for p in Path(".snakemake/locks").iterdir()) == ["1.input.lock", "1.output.lock"]
+    assert running.lift_stale_lock("results") is None
+
+
+def test_a_clock_that_is_set_does_not_kill_a_run(folder, other):
+    """The start is compared by the kernel's ticks since boot, not by the time of day."""
+    assert replace(other, started_unix_s=other.started_unix_s - 3600).alive()
+    assert not replace(other, start=f"{other.start}0").alive()
+
+
+def test_of_two_that_start_together_one_is_refused(folder):
+    code = (
+        "import sys, time\nfrom moecap.jobs import running\n"
+        "try: running.claim('results')\nexcept Exception: print('refused')\n"
+        "else: print('claimed')\nsys.stdout.flush(); sys.stdin.read()"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert sorted(p.stdout.readline().strip() for p in started) == ["claimed", "refused", "refused"]
+    for process in started:
+        process.communicate("")
+    assert running.last_run("results") is None, "the claim ends with its process"
 
 
 def test_no_lock_nothing_said(tmp_path):
