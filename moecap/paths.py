@@ -7,6 +7,7 @@ Patterns contain Snakemake wildcards; :func:`fill` puts values in. ``{results}``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,23 @@ _PATTERNS = {
     "log": "logs",
     "benchmark": "benchmarks",
 }
+
+
+#: The catalogue that comes with the package (in the repository a link to config/catalogue).
+PACKAGED_CATALOGUE = Path(__file__).parent / "catalogue"
+#: Where a project of its own keeps one.
+PROJECT_CATALOGUE = Path("config/catalogue")
+
+
+def catalogue_layers(folder: str | Path = PROJECT_CATALOGUE) -> list[Path]:
+    """Folders of the catalogue, the packaged one first: an entry of a later one takes an earlier one's place.
+
+    A folder that does not exist is no layer; one that is the packaged catalogue itself counts once.
+    """
+    own = Path(folder)
+    if not own.is_dir():
+        return [PACKAGED_CATALOGUE]
+    return [own] if own.samefile(PACKAGED_CATALOGUE) else [PACKAGED_CATALOGUE, own]
 
 
 def fill(pattern: str, **wildcards: object) -> str:

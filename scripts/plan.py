@@ -7,8 +7,6 @@ calibrate on), settings (the `cost` part of the config), and of its `plan` part 
 limits. The answers and how wrong the calibration is elsewhere go into the table's metadata too.
 """
 
-from pathlib import Path
-
 from moecap.hardware import catalogue as hardware
 from moecap.io import atomic_path, write_parquet
 from moecap.jobs.workflow import script, tell
@@ -22,7 +20,7 @@ from moecap.provenance import provenance
 
 with script(snakemake) as job:  # noqa: F821
     params = job.params.plan
-    catalogue = hardware.load(next(Path(p).parent for p in job.input.hardware if Path(p).name == "hardware.yaml"))
+    catalogue = hardware.load(hardware.layers_of(job.input.hardware))
     measured = Measured.read(
         params["deployments"],
         job.input.anatomy,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moecap.errors import MoecapError, nearest
 from moecap.hardware import catalogue as hardware
+from moecap.paths import PROJECT_CATALOGUE, catalogue_layers
 from moecap.schema import Name, Strict, explain, read_yaml
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$|^[A-Za-z0-9_.\-/]+$")]
@@ -143,14 +144,19 @@ Entry = TypeVar("Entry", bound=BaseModel)
 
 
 class Catalogue:
-    """All catalogues of a folder. Entries are checked when they are read.
+    """All catalogues: those that come with the package, and over them those of a project's folder.
+
+    Entries are checked when they are read. A folder needs only the files, and these only the entries, that differ.
 
     Raises:
-        MoecapError: a file is missing or broken, or an entry is not as its schema says.
+        MoecapError: the folder is missing, a file is broken, or an entry is not as its schema says.
     """
 
-    def __init__(self, folder: str | Path = "config/catalogue") -> None:
+    def __init__(self, folder: str | Path = PROJECT_CATALOGUE) -> None:
         self.folder = Path(folder)
+        if self.folder != PROJECT_CATALOGUE and not self.folder.is_dir():
+            raise MoecapError(f"`catalogue` is {str(folder)!r}, which is no folder.")
+        self.layers = catalogue_layers(self.folder)
 
     def file(self, kind: str) -> str:
         return f"{self.folder}/{kind}.yaml"
@@ -173,19 +179,21 @@ class Catalogue:
 
     @cached_property
     def hardware(self) -> hardware.Hardware:
-        return hardware.load(self.folder)
+        return hardware.load(self.layers)
 
     def _load(self, kind: str, model: type[Entry]) -> dict[str, Entry]:
-        path = self.file(kind)
-        data = read_yaml(path)
-        if not isinstance(data, Mapping):
-            raise MoecapError(f"{path}: a mapping from names to entries is expected.")
         entries: dict[str, Entry] = {}
-        for name, entry in data.items():
-            try:
-                entries[str(name)] = model.model_validate(entry)
-            except ValidationError as error:
-                raise explain(error, f"{path}, entry {name}", model) from None
+        for path in (layer / f"{kind}.yaml" for layer in self.layers):
+            if not path.exists():
+                continue
+            data = read_yaml(path)
+            if not isinstance(data, Mapping):
+                raise MoecapError(f"{path}: a mapping from names to entries is expected.")
+            for name, entry in data.items():
+                try:
+                    entries[str(name)] = model.model_validate(entry)
+                except ValidationError as error:
+                    raise explain(error, f"{path}, entry {name}", model) from None
         return entries
 
     def find(

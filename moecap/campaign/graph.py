@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moecap.campaign.config import ARCHIVE_SUFFIX
 from moecap.campaign.deployments import PARALLELISM, Deployment
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import hardware_files
+from moecap.hardware.catalogue import layer_files
 from moecap.io import write_json
 from moecap.jobs.failures import applies, read_failures
 from moecap.paths import Paths, fill
@@ -240,7 +240,7 @@ class Graph:
     @property
     def hardware_files(self) -> list[str]:
         """The whole hardware catalogue: a plan looks through all of it."""
-        return [str(path) for path in hardware_files(self.config.catalogue)]
+        return [str(path) for path in layer_files(self.catalogue.layers)]
 
     @property
     def calibrate_on(self) -> str | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from moecap.errors import MoecapError, nearest
+from moecap.paths import catalogue_layers
 from moecap.schema import Strict, explain, read_yaml
 
 Dtype = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4"]
@@ -802,22 +803,56 @@ def hardware_files(catalogue: str | Path) -> list[Path]:
     return [main, *sorted((folder / "hardware").glob("*.yaml"))]
 
 
-def default_catalogue() -> Path:
-    """The catalogue of the folder that one works in, else that of the repository that the package lies in."""
-    here = Path("config/catalogue")
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "config" / "catalogue"
+def layer_files(layers: Iterable[str | Path]) -> list[Path]:
+    """The hardware files of several folders, first to last; only the first has to have them."""
+    found = [(number, path) for number, layer in enumerate(layers) for path in hardware_files(layer)]
+    return [path for number, path in found if number == 0 or path.exists()]
 
 
-def load(catalogue: str | Path | None = None) -> Hardware:
-    """Read and check the hardware catalogue of a folder (or one file); by default :func:`default_catalogue`.
+def layers_of(files: Iterable[str | Path]) -> list[Path]:
+    """The folders that :func:`layer_files` lists the files of."""
+    folders = (path.parent if path.name == "hardware.yaml" else path.parents[1] for path in map(Path, files))
+    return list(dict.fromkeys(folders))
+
+
+def load(catalogue: str | Path | Sequence[Path] | None = None) -> Hardware:
+    """Read and check the hardware catalogue of a folder (or one file).
+
+    Args:
+        catalogue: a folder or file, alone; or several, of which a later one's entries (and lists, such as `rentals`)
+            take the place of an earlier one's. None: the packaged catalogue and, over it, the project's own.
 
     Raises:
         MoecapError: a file is missing or broken, an entry lacks its source, names a wrong currency, a negative price, a
             part that is not there …; file, entry, key and value are named.
     """
+    if catalogue is None:
+        catalogue = catalogue_layers()
+    layers = [Path(catalogue)] if isinstance(catalogue, str | Path) else list(catalogue)
     merged: dict[str, Any] = {}
     origin: dict[tuple[str, str], Path] = {}
-    files = hardware_files(default_catalogue() if catalogue is None else catalogue)
+    files = layer_files(layers)
+    for layer in layers:
+        sections, places = _read_sections(path for path in hardware_files(layer) if path in files)
+        for section, entries in sections.items():
+            if isinstance(entries, list):
+                merged[section] = entries
+            else:
+                merged[section] = {**merged.get(section, {}), **entries}
+        origin |= places
+    try:
+        return Hardware.model_validate(merged)
+    except ValidationError as error:
+        place = error.errors()[0]["loc"]
+        first = hardware_files(layers[-1])[0]
+        file = origin.get((str(place[0]), str(place[1])), first) if len(place) > 1 else first
+        raise _explain(error, str(file)) from None
+
+
+def _read_sections(files: Iterable[Path]) -> tuple[dict[str, Any], dict[tuple[str, str], Path]]:
+    """The sections of one folder's files put together, and the file of every entry (section, name or index)."""
+    merged: dict[str, Any] = {}
+    origin: dict[tuple[str, str], Path] = {}
     for path in files:
         data = read_yaml(path) or {}
         if not isinstance(data, dict):
@@ -836,12 +871,7 @@ def load(catalogue: str | Path | None = None) -> Hardware:
                     raise MoecapError(f"{path}: {section}.{name} is already defined in {origin[section, str(name)]}.")
                 target[name] = entry
                 origin[section, str(name)] = path
-    try:
-        return Hardware.model_validate(merged)
-    except ValidationError as error:
-        place = error.errors()[0]["loc"]
-        file = origin.get((str(place[0]), str(place[1])), files[0]) if len(place) > 1 else files[0]
-        raise _explain(error, str(file)) from None
+    return merged, origin
 
 
 def from_slice(data: Mapping[str, Any], source: str = "the catalogue's slice") -> Hardware:

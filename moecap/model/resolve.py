@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError, nearest
+from moecap.paths import catalogue_layers
 from moecap.schema import read_yaml
 
 
@@ -23,14 +24,6 @@ class Found:
     shapes: Mapping[str, Any] | None = None
     checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
-
-
-def catalogue_folder(catalogue: str | Path | None = None) -> Path:
-    """The catalogue: what was given, ``config/catalogue`` here, or the one of the project's own tree."""
-    if catalogue is not None:
-        return Path(catalogue)
-    here = Path("config/catalogue")
-    return here if (here / "models.yaml").exists() else Path(__file__).resolve().parents[2] / "config" / "catalogue"
 
 
 def resolve(model: str | Path | Mapping[str, Any], catalogue: str | Path | None = None) -> Found:
@@ -50,8 +43,13 @@ def resolve(model: str | Path | Mapping[str, Any], catalogue: str | Path | None 
         return Found(path.resolve().name, _json(path / "config.json"), checkpoint=path if has_weights else None)
     if path.is_file() or text.endswith(".json"):
         return _of_json(path.parent.resolve().name if path.name == "config.json" else path.stem, _json(path))
-    folder = catalogue_folder(catalogue)
-    entries = _entries(folder)
+    layers = catalogue_layers() if catalogue is None else [Path(catalogue)]
+    entries: dict[str, Any] = {}
+    folders: dict[str, Path] = {}
+    for layer in layers:
+        own = _entries(layer)
+        entries |= own
+        folders |= dict.fromkeys(own, layer)
     found = next(
         (
             (name, entry)
@@ -61,12 +59,12 @@ def resolve(model: str | Path | Mapping[str, Any], catalogue: str | Path | None 
         None,
     )
     if found is not None:
-        return _from_entry(*found, folder)
+        return _from_entry(*found, folders[found[0]])
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
         return _from_hub(text, entries)
     raise MoecapError(
-        f"There is no model {text!r}: it is neither a folder, a config.json, an entry of {folder / 'models.yaml'} nor "
-        f"a hub id (owner/name). {nearest(text, entries)}"
+        f"There is no model {text!r}: it is neither a folder, a config.json, an entry of {layers[-1] / 'models.yaml'} "
+        f"nor a hub id (owner/name). {nearest(text, entries)}"
     )
 
 

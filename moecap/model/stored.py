@@ -238,14 +238,16 @@ def resolve_precision(precision: str | Mapping[str, Any], catalogue: str | Path 
 
 
 def _precisions(catalogue: str | Path | None) -> Mapping[str, Any]:
-    from moecap.model.resolve import catalogue_folder
+    from moecap.paths import catalogue_layers
     from moecap.schema import read_yaml
 
-    path = catalogue_folder(catalogue) / "precisions.yaml"
-    if not path.exists():
-        return {}
-    entries = read_yaml(path) or {}
-    return entries.get("precisions", entries) if isinstance(entries, Mapping) else {}
+    entries: dict[str, Any] = {}
+    for layer in catalogue_layers() if catalogue is None else [Path(catalogue)]:
+        path = layer / "precisions.yaml"
+        found = (read_yaml(path) or {}) if path.exists() else {}
+        if isinstance(found, Mapping):
+            entries |= found.get("precisions", found)
+    return entries
 
 
 def recipe_from_quantization_config(config: Mapping[str, Any]) -> Recipe:
