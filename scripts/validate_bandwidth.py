@@ -25,11 +25,12 @@ import numpy as np
 import pyarrow as pa
 
 from moecap.engines.base import Request, RunResult, library_versions, load
+from moecap.engines.tokens import sequence_hash
+from moecap.engines.vllm.replay import OWN_ARGUMENTS
 from moecap.errors import MoecapError
 from moecap.hardware import machine
 from moecap.io import atomic_path
 from moecap.measure.performance import REQUESTS, SCHEDULE, engine_spec
-from moecap.measure.sequences import sequence_hash
 from moecap.metrics.steps import step_table
 from moecap.metrics.table import AMOUNTS, step_amounts
 from moecap.model.meta import anatomy as anatomy_of
@@ -180,7 +181,7 @@ def validate(checkpoint: Path, entry: Mapping[str, Any], threads: int, seconds: 
             calibrate()
     peak = max(run["read_bandwidth_bytes_per_s"] for run in calibrations)
     arguments = (entry.get("options") or {}).get("engine_args") or {}
-    arguments = {key: value for key, value in arguments.items() if key not in replay.OWN_ARGUMENTS}
+    arguments = {key: value for key, value in arguments.items() if key not in OWN_ARGUMENTS}
     backend = replay.BACKENDS["vllm"](checkpoint, max_tokens=PROMPT_TOKENS + OUTPUT_TOKENS, **arguments)
     try:
         sequences = [

@@ -25,11 +25,12 @@ import pyarrow as pa
 
 from moecap.checks.replay_check import COMPARED, GOALS, Ids, Run, compare
 from moecap.engines.base import Request, RunResult, library_versions, load
+from moecap.engines.tokens import sequence_hash
+from moecap.engines.vllm.replay import OWN_ARGUMENTS
 from moecap.errors import MoecapError
 from moecap.hardware import machine
 from moecap.io import atomic_path, read_parquet
 from moecap.measure.performance import engine_spec
-from moecap.measure.sequences import sequence_hash
 from moecap.model.meta import anatomy as anatomy_of
 from moecap.routing import replay
 from moecap.routing.decode_trace import Tracer, tokens_of
@@ -122,7 +123,7 @@ def validate(
             log(f"{precision}, batch size {size}: {len(runs)} runs traced")
     started = time.perf_counter()
     arguments = (entry.get("options") or {}).get("engine_args") or {}
-    arguments = {key: value for key, value in arguments.items() if key not in replay.OWN_ARGUMENTS}
+    arguments = {key: value for key, value in arguments.items() if key not in OWN_ARGUMENTS}
     longest = spec.context_tokens or 1
     backend = replay.BACKENDS["vllm"](checkpoint, max_tokens=longest, **arguments)
     load_s = time.perf_counter() - started

@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moecap.engines.multinode import over_nodes
+from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, nearest
 from moecap.provenance import library_versions
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moecap.campaign.config import ARCHIVE_SUFFIX
 from moecap.campaign.deployments import PARALLELISM, Deployment
+from moecap.engines.base import engine_file
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import layer_files
 from moecap.io import write_json
@@ -169,7 +170,7 @@ class Graph:
 
     def engine_file(self, deployment: str) -> str:
         """Path of the engine's own code, which is loaded by name and so seen by nobody who reads imports."""
-        return f"moecap/engines/{self.campaign.engine(self.campaign.deployment(deployment).engine).kind}_engine.py"
+        return engine_file(self.campaign.engine(self.campaign.deployment(deployment).engine).kind)
 
     @property
     def demo_seed(self) -> int:

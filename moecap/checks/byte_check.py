@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from moecap.checkpoints.dequantize import load_causal_lm
 from moecap.checks.measured_bytes import Counted, decode_step, one_by_one
+from moecap.engines.transformers.replay import TransformersBackend
 from moecap.errors import MoecapError
 from moecap.io import read_json
 from moecap.metrics.steps import context_read
@@ -28,7 +29,6 @@ from moecap.metrics.utilization import (
     printed_model_bytes,
 )
 from moecap.model.structure import LAYER_COMPONENTS, Anatomy, Component
-from moecap.routing.replay import TransformersBackend
 
 #: The total has to agree where weights are at least so many times the activations, and within this.
 WEIGHTS_OVER_ACTIVATIONS = 50

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moecap.engines.tokens import expert_id_dtype
 from moecap.metrics.steps import step_table
 from moecap.metrics.table import AMOUNTS, step_amounts
-from moecap.routing.store import id_dtype
 
 #: The largest error of S-MBU at a batch size, and the replay's time over that of the runs, that are good enough.
 GOALS = {"s_mbu_error": 0.002, "replay_over_run": 0.25}
@@ -99,7 +99,7 @@ class Run:
 
     def experts(self, like: Routing) -> list[np.ndarray]:
         """What the decode used, request by request: ids (tokens, MoE layers, top-k), the shape that of ``like``."""
-        shape, dtype = (-1, len(like.layers), like.top_k), id_dtype(like.n_experts)
+        shape, dtype = (-1, len(like.layers), like.top_k), expert_id_dtype(like.n_experts)
         return [np.frombuffer(raw, dtype).reshape(shape) for raw in self.decoded["expert_ids"].to_pylist()]
 
     def routing(self, like: Routing) -> Ids:

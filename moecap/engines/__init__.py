@@ -1,1 +1,1 @@
-"""Engines that serve a checkpoint: one file each, behind the small interface of :mod:`moecap.engines.base`."""
+"""Engines that serve a checkpoint: a file or folder each, behind the interface of :mod:`moecap.engines.base`."""

@@ -22,8 +22,17 @@ from moecap.errors import MoecapError, PermanentError, nearest
 
 
 def kinds() -> list[str]:
-    """Kinds of engine (catalogue key `kind`): KIND_engine.py in this folder. Entries of one kind differ in options."""
-    return sorted(path.stem.removesuffix("_engine") for path in Path(__file__).parent.glob("*_engine.py"))
+    """Kinds of engine (catalogue key `kind`): KIND_engine.py or KIND/engine.py in this folder. Entries of one kind
+    differ in options."""
+    folder = Path(__file__).parent
+    files = [path.stem.removesuffix("_engine") for path in folder.glob("*_engine.py")]
+    return sorted([*files, *(path.parent.name for path in folder.glob("*/engine.py"))])
+
+
+def engine_file(kind: str) -> str:
+    """The code of a kind of engine, from the root of the repository; it is loaded by name."""
+    name = f"{kind}/engine.py" if (Path(__file__).parent / kind).is_dir() else f"{kind}_engine.py"
+    return f"moecap/engines/{name}"
 
 
 @dataclass(frozen=True)
@@ -201,7 +210,7 @@ def engine_class(kind: str) -> type[Engine]:
     """The class behind a catalogue entry's ``kind``; imports the engine."""
     if kind not in kinds():
         raise MoecapError(f"Engine kind {kind!r} is unknown. {nearest(kind, kinds())}")
-    module = import_module(f"moecap.engines.{kind}_engine")
+    module = import_module(engine_file(kind).removesuffix(".py").replace("/", "."))
     (found,) = [
         value
         for value in vars(module).values()

@@ -26,10 +26,10 @@ import pyarrow as pa
 from moecap import io
 from moecap.engines.base import Engine, EngineSpec, RunResult, library_versions
 from moecap.engines.base import load as load_engine
+from moecap.engines.tokens import sequence_hash
 from moecap.errors import MoecapError, PermanentError
 from moecap.hardware.energy import window as energy_window
 from moecap.jobs import failures, processes
-from moecap.measure.sequences import sequence_hash
 from moecap.measure.spool import Spool, key_of
 from moecap.measure.workload import Workload, requests_sha256
 

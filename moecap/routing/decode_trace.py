@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moecap.engines.base import Request, RunResult, load
+from moecap.engines.tokens import expert_id_dtype, sequence_hash
+from moecap.engines.vllm.replay import attach, collect, label_rows
 from moecap.errors import MoecapError
 from moecap.io import read_parquet, write_parquet
 from moecap.measure.performance import REQUESTS, SCHEDULE, engine_spec
-from moecap.measure.sequences import sequence_hash
 from moecap.provenance import provenance
-from moecap.routing import replay
-from moecap.routing.store import id_dtype
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Tracer:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        (shape,) = engine.apply_model(replay.attach)
+        (shape,) = engine.apply_model(attach)
         self.layers, self.top_k, self.n_experts = tuple(shape["layers"]), shape["top_k"], shape["n_experts"]
 
     def run(
@@ -66,16 +65,16 @@ class Tracer:
         Raises:
             MoecapError: what the hooks saw is not what the engine's schedule says.
         """
-        self._engine.apply_model(replay.collect)
+        self._engine.apply_model(collect)
         result = self._engine.run(requests)
-        (steps,) = self._engine.apply_model(replay.collect)
+        (steps,) = self._engine.apply_model(collect)
         if len(steps) != len(result.steps):
             raise MoecapError(f"The engine's schedule has {len(result.steps)} steps, and {len(steps)} were seen.")
         sequences = tokens_of(result)
-        dtype = id_dtype(self.n_experts)
+        dtype = expert_id_dtype(self.n_experts)
         experts = [np.zeros((len(tokens), len(self.layers), self.top_k), dtype=dtype) for tokens in sequences]
         for seen, step in zip(steps, result.steps, strict=True):
-            labels = replay.label_rows(seen, step.request, step.first_position, step.tokens, sequences)
+            labels = label_rows(seen, step.request, step.first_position, step.tokens, sequences)
             ids = np.stack([seen.experts[layer] for layer in self.layers], axis=1)
             for row, (request, position) in enumerate(zip(labels, seen.positions, strict=True)):
                 experts[request][position] = ids[row]

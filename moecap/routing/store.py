@@ -20,17 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moecap.engines.tokens import expert_id_dtype
 from moecap.errors import MoecapError
 from moecap.io import METADATA_KEY, atomic_path
 
 COLUMNS = ("sequence_sha256", "tokens", "layers", "top_k", "n_experts", "expert_ids")
 ROW_GROUP_BYTES = 16 * 2**20
 CACHE_BYTES = 256 * 2**20
-
-
-def id_dtype(n_experts: int) -> np.dtype:
-    """The smallest unsigned integer type that holds the ids of ``n_experts`` experts."""
-    return np.dtype(np.uint8 if n_experts <= 256 else np.uint16)
 
 
 def schema(n_experts: int) -> pa.Schema:
@@ -52,8 +48,8 @@ def schema(n_experts: int) -> pa.Schema:
             field(
                 "expert_ids",
                 pa.binary(),
-                f"expert ids, {id_dtype(n_experts).name} little-endian, in C order (tokens, MoE layers, top-k); row p: "
-                "the experts that computed token p as input",
+                f"expert ids, {expert_id_dtype(n_experts).name} little-endian, in C order (tokens, MoE layers, top-k); "
+                "row p: the experts that computed token p as input",
             ),
         ]
     )
@@ -153,7 +149,7 @@ class RoutingWriter:
             )
         self._seen.add(sequence_sha256)
         self._hashes.append(sequence_sha256)
-        self._ids.append(np.ascontiguousarray(ids, dtype=id_dtype(self.n_experts)))
+        self._ids.append(np.ascontiguousarray(ids, dtype=expert_id_dtype(self.n_experts)))
         self._pending_bytes += self._ids[-1].nbytes
         if self._pending_bytes >= self._row_group_bytes:
             self._flush()
@@ -290,7 +286,7 @@ class RoutingStore:
         path = self.paths[number]
         table = _read_group(self._files[number], path, group, ["tokens", "expert_ids"]).combine_chunks()
         column = table.column("expert_ids").chunk(0)
-        item = id_dtype(self.n_experts)
+        item = expert_id_dtype(self.n_experts)
         _, ends, data = column.buffers()
         offsets = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1] // item.itemsize
         flat = np.frombuffer(data, item, offsets[-1]) if offsets[-1] else np.empty(0, item)

@@ -82,7 +82,7 @@ ROWS = [
     Row("a script", (("scripts/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
     Row(
         "an engine's code",
-        (("moecap/engines/vllm_engine.py", '"""', '"""Edited. '),),
+        (("moecap/engines/vllm/engine.py", '"""', '"""Edited. '),),
         {**timed(3), **below_metrics(3)},
     ),
     Row("a chart's code", (("moecap/charts/standard.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),

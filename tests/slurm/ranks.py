@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 
-from moecap.engines.multinode import allocation, step_command
+from moecap.engines.vllm.multinode import allocation, step_command
 
 where = allocation()
 print(f"batch host {os.environ.get('SLURMD_NODENAME', socket.gethostname())} of {len(where.nodes)}")

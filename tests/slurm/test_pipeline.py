@@ -22,7 +22,7 @@ import yaml
 
 from moecap.campaign.campaign import Campaign
 from moecap.cluster.requests import Cluster as Requests
-from moecap.engines.multinode import Allocation, engine_arguments, rank_command
+from moecap.engines.vllm.multinode import Allocation, engine_arguments, rank_command
 from tests.conftest import ROOT
 from tests.dag.conftest import copy_workflow
 from tests.slurm.cluster import Cluster, Nodes, Partition, why_not

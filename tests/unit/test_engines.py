@@ -163,7 +163,7 @@ def note(start, end, requests, preempted=()):
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0.001, 5)), min_size=1, max_size=20))
 def test_overlapping_steps_share_the_time(spans):
     """Steps that overlap are counted once: their walls add up to no more than the time that passed."""
-    from moecap.engines.vllm_engine import make_steps
+    from moecap.engines.vllm.engine import make_steps
 
     starts = sorted(start for start, _ in spans)
     ends = sorted(start + length for start, length in spans)
@@ -174,7 +174,7 @@ def test_overlapping_steps_share_the_time(spans):
 
 
 def test_steps_of_an_engine_in_this_process_are_its_calls():
-    from moecap.engines.vllm_engine import make_steps
+    from moecap.engines.vllm.engine import make_steps
 
     calls = [(10.0, 10.1), (10.2, 11.0), (11.0, 12.0)]  # the first computed nothing
     steps = make_steps([note(10.3, 10.9, ["x", "y"]), note(11.1, 11.9, ["y"], ["x"])], {"x": 0, "y": 1}, 10.0, calls)
@@ -183,7 +183,7 @@ def test_steps_of_an_engine_in_this_process_are_its_calls():
 
 
 def test_steps_of_nobody():
-    from moecap.engines.vllm_engine import make_steps
+    from moecap.engines.vllm.engine import make_steps
 
     with pytest.raises(MoecapError, match="none of this run's"):
         make_steps([note(0.0, 1.0, ["stranger"])], {}, 0.0)

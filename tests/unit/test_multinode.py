@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from moecap.engines.multinode import Allocation, allocation, engine_arguments, rank_command, step_command, worker_ranks
+from moecap.engines.vllm.multinode import (
+    Allocation,
+    allocation,
+    engine_arguments,
+    rank_command,
+    step_command,
+    worker_ranks,
+)
 from moecap.errors import MoecapError
 
 TWO = Allocation("1234", ("h1", "h2"))

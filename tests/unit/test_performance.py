@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pytest
 
 from moecap.engines.base import Engine, EngineSpec, RequestRecord, RunResult, Step, no_window
+from moecap.engines.tokens import sequence_hash
 from moecap.errors import MoecapError, PermanentError
 from moecap.measure import performance
 from moecap.measure.performance import Point, Settings, Watchdog, measure
-from moecap.measure.sequences import sequence_hash
 from moecap.measure.spool import Spool
 from moecap.measure.workload import Workload
 

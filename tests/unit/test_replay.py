@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moecap.engines.tokens import groups, sequence_hash
+from moecap.engines.transformers.replay import TransformersBackend, pad
+from moecap.engines.transformers.routers import find_routers
+from moecap.engines.vllm import replay as vllm_replay
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_parquet
-from moecap.measure.sequences import sequence_hash
 from moecap.routing import replay
 from moecap.routing import store as routing
 from moecap.routing.store import RoutingWriter
@@ -123,9 +126,9 @@ def test_parts_and_groups_cover_everything_once(lengths, limit):
     parts = list(replay._parts(todo, limit))
     assert sorted(name for part in parts for name in part) == sorted(todo)
     assert all(sum(len(todo[n]) for n in part) >= limit for part in parts[:-1])
-    groups = list(replay._groups(lengths, limit))
-    assert [i for group in groups for i in group] == list(range(len(lengths)))
-    assert all(len(group) == 1 or sum(lengths[i] for i in group) <= limit for group in groups)
+    found = list(groups(lengths, limit))
+    assert [i for group in found for i in group] == list(range(len(lengths)))
+    assert all(len(group) == 1 or sum(lengths[i] for i in group) <= limit for group in found)
 
 
 # --- vLLM's rows -----------------------------------------------------------------------------------------------------
@@ -136,12 +139,12 @@ def test_rows_of_a_packed_step_are_taken_apart_by_position(sequences):
     ids = {
         layer: np.concatenate([expected_ids(tokens)[:, i] for tokens in sequences]) for i, layer in enumerate(LAYERS)
     }
-    step = replay.Step(
+    step = vllm_replay.Captured(
         np.concatenate([np.array(tokens) for tokens in sequences]),
         np.concatenate([np.arange(len(tokens)) for tokens in sequences]),
         ids,
     )
-    found = list(replay.whole_sequences(step, LAYERS))
+    found = list(vllm_replay.whole_sequences(step, LAYERS))
     assert [name for name, _ in found] == [sequence_hash(tokens) for tokens in sequences]
     for (_, got), tokens in zip(found, sequences, strict=True):
         np.testing.assert_array_equal(got, expected_ids(tokens))
@@ -150,19 +153,19 @@ def test_rows_of_a_packed_step_are_taken_apart_by_position(sequences):
 def test_rows_are_labelled_whatever_order_the_engine_keeps():
     sequences = [[5, 6, 7, 8], [5, 9, 7], [1, 2, 3, 4, 5]]
     # Request 1 decodes its third token, request 0 its second, request 2 has a chunk of two from position 1.
-    step = replay.Step(np.array([2, 3, 6, 7]), np.array([1, 2, 1, 2]))
+    step = vllm_replay.Captured(np.array([2, 3, 6, 7]), np.array([1, 2, 1, 2]))
     schedule = ([0, 1, 2], [1, 2, 1], [1, 1, 2])
-    assert replay.label_rows(step, *schedule, sequences).tolist() == [2, 2, 0, 1]
+    assert vllm_replay.label_rows(step, *schedule, sequences).tolist() == [2, 2, 0, 1]
     with pytest.raises(MoecapError, match="not in its schedule"):
-        replay.label_rows(step, *schedule, [[5, 6, 7, 8], [5, 9, 8], [1, 2, 3, 4, 5]])
+        vllm_replay.label_rows(step, *schedule, [[5, 6, 7, 8], [5, 9, 8], [1, 2, 3, 4, 5]])
     with pytest.raises(MoecapError, match=r"computes requests \[1\]"):
-        replay.label_rows(replay.Step(step.token_ids[:3], step.positions[:3]), *schedule, sequences)
+        vllm_replay.label_rows(vllm_replay.Captured(step.token_ids[:3], step.positions[:3]), *schedule, sequences)
 
 
 def test_capture_keeps_the_models_own_rows_and_drops_padding():
     import torch
 
-    capture = replay.VllmCapture(n_experts=300)
+    capture = vllm_replay.VllmCapture(n_experts=300)
     capture.add(1, torch.tensor([[0, 1]]))  # before any step: a warm-up
     capture.begin(None, (), {"input_ids": torch.tensor([7, 8]), "positions": torch.tensor([[0, 1]] * 3)})
     capture.add(1, torch.tensor([[299, 1], [2, 3], [0, 0]]))
@@ -232,7 +235,7 @@ def test_routers_are_found_by_structure_and_padding_is_left_out(family):
         "right": {"padding": "right"},
         "left": {"padding": "left"},
     }.items():
-        backend = replay.TransformersBackend.of(model, **options)
+        backend = TransformersBackend.of(model, **options)
         results[label] = dict(backend.routing(sequences))
         backend.close()
     assert backend.layers == layers and {site.how for site in backend.sites} == {how}
@@ -253,7 +256,7 @@ def test_ids_are_the_top_k_of_the_routers_own_logits():
 
     model = tiny("mixtral")
     tokens = list(range(3, 40))
-    backend = replay.TransformersBackend.of(model)
+    backend = TransformersBackend.of(model)
     ids = dict(backend.routing([tokens]))[0]
     backend.close()
     with torch.inference_mode():
@@ -264,13 +267,13 @@ def test_ids_are_the_top_k_of_the_routers_own_logits():
 
 def test_a_dense_model_has_no_routing():
     with pytest.raises(MoecapError, match="a dense model has no routing"):
-        replay.find_routers(tiny("llama").model)
+        find_routers(tiny("llama").model)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=5))
 def test_padding_round_trip(sequences):
     for side in ("left", "right"):
-        token_ids, mask = replay.pad(sequences, side)
+        token_ids, mask = pad(sequences, side)
         assert [token_ids[i][mask[i]].tolist() for i in range(len(sequences))] == sequences
         assert (mask[:, -1] if side == "left" else mask[:, 0]).all()
 
@@ -545,7 +548,7 @@ def test_a_second_model_in_the_process_does_not_compute_with_the_weights_of_the_
     sequences = [[t + 3 for t in tokens] for tokens in some_sequences(12)]
     results = []
     for _ in range(3):
-        backend = replay.VllmBackend(tmp_path, max_tokens=64, dtype="bfloat16", kv_cache_memory_bytes=2**28)
+        backend = vllm_replay.VllmBackend(tmp_path, max_tokens=64, dtype="bfloat16", kv_cache_memory_bytes=2**28)
         results.append(dict(backend.routing(sequences)))
         backend.close()
     for later in results[1:]:

@@ -12,7 +12,8 @@ import pytest
 
 from moecap.checks import replay_check
 from moecap.engines.base import load
-from moecap.measure.sequences import sequence_hash
+from moecap.engines.tokens import sequence_hash
+from moecap.engines.vllm.replay import attach, collect
 from moecap.metrics.steps import step_table
 from moecap.model.meta import anatomy
 from moecap.routing import decode_trace, replay
@@ -77,12 +78,12 @@ def test_chunks_mixed_steps_and_preemption_against_the_forward_passes(checkpoint
         def apply(function):
             return engine.apply_model(function)[0]
 
-        shape = apply(replay.attach)
+        shape = apply(attach)
         apply(watch)
         # chunks and mixed steps; then 400 tokens in a cache of 256
         for requests in (prompts(5, 40, 7, 11), prompts(20, 20, 20, 20, output=80)):
-            apply(replay.collect), apply(take)
-            runs.append((engine.run(requests), apply(replay.collect), apply(take)))
+            apply(collect), apply(take)
+            runs.append((engine.run(requests), apply(collect), apply(take)))
     sequences = [[*r.prompt_token_ids, *r.output_token_ids] for result, _, _ in runs for r in result.requests]
     backend = replay.BACKENDS["vllm"](checkpoint, max_tokens=max(map(len, sequences)), dtype="float32")
     try:

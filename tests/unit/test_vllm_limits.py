@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moecap.engines.vllm_limits import (
+from moecap.engines.vllm.limits import (
     Scales,
     Sizes,
     Split,

@@ -1,7 +1,7 @@
 """vLLM, stepped by hand: in this process (CPU) or with its core in a process of its own (GPUs).
 
 ``LLMEngine.step()`` is called in a loop, so that a token's time is when it reaches the caller. What each step computed
-comes from the scheduler (:mod:`moecap.engines.vllm_scheduler`), in both modes by the same code. Nothing is traced and
+comes from the scheduler (:mod:`moecap.engines.vllm.scheduler`), in both modes by the same code. Nothing is traced and
 no hook is on the model while the clock runs. Tokens are not turned into text: a server does that outside of the
 engine's core, beside the next step.
 
@@ -37,7 +37,7 @@ from moecap.engines.base import (
     library_versions,
     no_window,
 )
-from moecap.engines.multinode import over_nodes
+from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, PermanentError
 from moecap.model.offload import read_arguments
 
@@ -91,7 +91,7 @@ class VllmEngine(Engine):
         arguments |= self._ranks.enter_context(over_nodes(arguments))
         config = EngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
         kind = "RecordingAsyncScheduler" if config.scheduler_config.async_scheduling else "RecordingScheduler"
-        config.scheduler_config.scheduler_cls = f"moecap.engines.vllm_scheduler.{kind}"
+        config.scheduler_config.scheduler_cls = f"moecap.engines.vllm.scheduler.{kind}"
         self._config = config
         self._engine = LLMEngine.from_vllm_config(config, usage_context=UsageContext.LLM_CLASS, disable_log_stats=True)
 
@@ -254,7 +254,7 @@ def make_steps(
     """Steps from a scheduler's notes.
 
     Args:
-        notes: of one run, in order of their start (see :class:`moecap.engines.vllm_scheduler.Recording`).
+        notes: of one run, in order of their start (see :class:`moecap.engines.vllm.scheduler.Recording`).
         index: vLLM's request id -> place in the list of requests.
         start: monotonic time at which the run began.
         calls: begin and end of every ``LLMEngine.step()``, where the engine runs in this process; a note's step is the
