@@ -46,7 +46,7 @@ class Backend(Protocol):
     top_k: int
     n_experts: int
 
-    def routing(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]: ...
+    def routing(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> Iterator[tuple[int, np.ndarray]]: ...
 
     def close(self) -> None: ...
 
@@ -69,7 +69,7 @@ class ReplayReport:
 
 def replay(
     checkpoint: str | os.PathLike[str],
-    sequences: Iterable[Sequence[int]],
+    sequences: Iterable[Sequence[int] | np.ndarray],
     backend: str,
     writer: Callable[..., RoutingWriter],
     already: RoutingStore | None = None,
@@ -129,7 +129,7 @@ def replay(
         return ReplayReport(len(unique), len(todo), total, load_s, replay_s, model.name, model.version)
 
 
-def _parts(todo: Mapping[str, Sequence[int]], part_tokens: int) -> Iterator[list[str]]:
+def _parts(todo: Mapping[str, Sequence[int] | np.ndarray], part_tokens: int) -> Iterator[list[str]]:
     """Names in parts of about ``part_tokens`` tokens, longest sequences first: padding then costs least."""
     part: list[str] = []
     tokens = 0

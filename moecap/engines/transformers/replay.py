@@ -67,7 +67,7 @@ class TransformersBackend:
         modules = dict(self._model.named_modules())
         self._handles = [hook(modules[site.module], site, self._captured) for site in self.sites]
 
-    def routing(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+    def routing(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (index, expert ids) for each sequence."""
         order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
         while order:
@@ -105,7 +105,7 @@ class TransformersBackend:
         self._model = None
 
 
-def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[np.ndarray, np.ndarray]:
+def pad(sequences: Sequence[Sequence[int] | np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
     """(token ids int64, mask bool), both (sequences, longest); padding repeats each sequence's first token.
 
     >>> pad([[5, 6], [7]], "left")[0].tolist()

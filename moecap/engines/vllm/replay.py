@@ -222,7 +222,7 @@ class VllmBackend:
         self.top_k, self.n_experts = shapes[0]["top_k"], shapes[0]["n_experts"]
         self.kernels = {layer: how for shape in shapes for layer, how in shape["kernels"].items()}
 
-    def routing(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+    def routing(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (index, expert ids) for each sequence; many share a step."""
         # A few steps at a time: what was captured is handed on before memory fills with it.
         for indices in groups([len(tokens) for tokens in sequences], 8 * self._batch_tokens):
@@ -289,7 +289,7 @@ class VllmRoutedExpertsBackend:
         self.layers = tuple(sorted({layer for shape in shapes for layer in shape["layers"]}))
         self.top_k, self.n_experts = shapes[0]["top_k"], shapes[0]["n_experts"]
 
-    def routing(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+    def routing(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (index, expert ids) for each sequence."""
         for indices in groups([len(tokens) for tokens in sequences], 8 * self._batch_tokens):
             outputs = _generate(self._llm, [sequences[i] for i in indices])
@@ -346,7 +346,7 @@ def _vllm(checkpoint: str | os.PathLike[str], **options: Any) -> Any:
     return llm
 
 
-def _generate(llm: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
+def _generate(llm: Any, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[Any]:
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
