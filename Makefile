@@ -24,7 +24,7 @@ demo: ## train, quantize, serve, score, cost and chart a small MoE on this machi
 test: ## linters, unit, property and DAG tests, the demo end to end and through a real Slurm
 	@envs/setup.sh dev quantize
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	@tests/run.sh $(ARGS)
 
 test-all: ## everything, the slow tests and the real Slurm too
 	@envs/setup.sh dev quantize
