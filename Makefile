@@ -12,7 +12,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 # Where this is set (many container images do), every job compiles vLLM's sources anew: ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-slurm test-gpu paper validate bench env pins lint clean
+.PHONY: help demo test test-all test-slurm test-gpu paper validate bench docs env pins lint clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -66,6 +66,11 @@ bench: ## the performance figures of the project itself, into results/bench.json
 	@$(BIN)/python scripts/bench_scale.py --output results/bench.json
 	@$(BIN)/python scripts/bench_plan.py --output results/bench.json
 	@$(BIN)/python scripts/bench_dryrun.py --output results/bench.json
+
+docs: ## the documentation's site, into docs/_build/html
+	@envs/setup.sh docs
+	@.venv-docs/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 env: ## the engine build of this site: make env ENGINE=cpu|cuda|rocm
 	@envs/setup.sh $(ENGINE) quantize

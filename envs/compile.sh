@@ -25,6 +25,7 @@ compile engine-cpu "${full[@]}" --extra engine-cpu --override envs/overrides-eng
 # The smaller environments are subsets of the CPU engine's, version for version.
 compile core --extra workflow --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
 compile anatomy --extra workflow --extra anatomy --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
+compile docs --extra docs --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
 compile dev --extra workflow --extra dev --constraint envs/engine-cpu.txt --override envs/overrides-engine-cpu.txt
 # vLLM's wheel on PyPI is built for the torch on PyPI and its CUDA: no folder of wheels may put a CPU build before that.
 # What scores, plans and draws is the CPU engine's, version for version.
@@ -36,4 +37,4 @@ compile quantize --extra quantize --override envs/overrides-quantize.txt
 # ROCm wheels of vLLM and torch are on vLLM's own index, which is asked at install time (envs/setup.sh): here the rest.
 grep -vE '^(nvidia-[^m]|cuda-|torch|triton|flashinfer|vllm|cupy|apache-tvm|quack|xformers|tilelang|humming)' envs/engine-cuda.txt >envs/engine-rocm.txt
 echo "envs/engine-rocm.txt: $(wc -l <envs/engine-rocm.txt) pins"
-for name in engine-cpu core anatomy dev quantize; do cpu_only "$name"; done
+for name in engine-cpu core anatomy docs dev quantize; do cpu_only "$name"; done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev
+# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev, docs
 #
 # `cpu`, `cuda` and `rocm` are the engine environments; `dev` adds the test tools to `cpu`, `cuda-dev` to `cuda`. Each is a folder
 # .venv-NAME; `.venv` is a link to the one that the site chose (the first one made, or `make env ENGINE=...`).
@@ -10,7 +10,7 @@
 # vLLM's wheel on PyPI is built for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${1:?which environment: core, anatomy, cpu, cuda, rocm, quantize, dev or cuda-dev}"
+: "${1:?which environment: core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev or docs}"
 uv_version=0.13.9
 
 fail() {
@@ -35,6 +35,7 @@ describe() {
   name=$1
   case $name in
   core) pins=(core) directory=.venv-core gigabytes=1 ;;
+  docs) pins=(core docs) directory=.venv-docs gigabytes=1 ;;
   anatomy) pins=(anatomy) directory=.venv-anatomy gigabytes=3 ;;
   cpu) pins=(engine-cpu) directory=.venv-cpu gigabytes=5 ;;
   dev) pins=(engine-cpu dev) directory=.venv-cpu gigabytes=5 ;;
@@ -42,7 +43,7 @@ describe() {
   cuda) pins=(engine-cuda) directory=.venv-cuda gigabytes=15 ;;
   rocm) pins=(engine-rocm) directory=.venv-rocm gigabytes=30 ;;
   quantize) pins=(quantize) directory=.venv-quantize gigabytes=2 ;;
-  *) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize, dev or cuda-dev." ;;
+  *) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev or docs." ;;
   esac
   files=()
   for pin in "${pins[@]}"; do files+=("envs/$pin.txt"); done

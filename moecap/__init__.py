@@ -10,7 +10,7 @@ table does not import torch.
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 _EXPORTS = {
@@ -22,10 +22,12 @@ _EXPORTS = {
     "MoecapError": "moecap.errors",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = ["__version__", *sorted(_EXPORTS)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("moecap")
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'moecap' has no attribute {name!r}")
