@@ -64,6 +64,10 @@ class Params:
     def quantize(self, variant: str) -> dict[str, Any]:
         return dict(self.campaign.precision(variant.split("/")[1]).recipe or {})
 
+    def trusted(self, variant: str) -> bool:
+        """Whether the model's own code may run: only where the user said so (`trust_remote_code` in the config)."""
+        return variant.split("/")[0] in self.config.trust_remote_code
+
     def anatomy(self, model: str, precision: str) -> dict[str, Any]:
         return {"model": model, "precision": precision, "trust_remote_code": model in self.config.trust_remote_code}
 
@@ -72,9 +76,11 @@ class Params:
         return {**self.graph.accuracy_settings(row, dataset), **_shards(row)}
 
     def machine(self, hardware: str) -> dict[str, Any]:
-        """What to calibrate, and what NVML must call the GPUs there: a job on another machine fails."""
+        """What to calibrate, and what the driver must say of the GPUs there: a job on another machine fails."""
         gpu = self.catalogue.hardware.find(hardware).gpu
-        return {"device": "cpu"} if gpu is None else {"device": "cuda", "gpu_names": list(gpu.names)}
+        if gpu is None:
+            return {"device": "cpu"}
+        return {"device": "cuda", "gpu_names": list(gpu.names), "gpu_memory_bytes": gpu.memory_bytes}
 
     def replay(self, model: str, precision: str) -> dict[str, Any]:
         row = self.graph.replay_row(model, precision)

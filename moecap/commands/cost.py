@@ -8,8 +8,8 @@ from typing import Any
 
 from moecap.cost.deployment import deployment_cost, settings
 from moecap.errors import MoecapError
+from moecap.hardware import gpus
 from moecap.hardware.catalogue import Hardware, load
-from moecap.hardware.machine import detect_gpus
 
 DEFAULT_REGION = "us-average"
 
@@ -66,9 +66,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _detected(hardware: Hardware) -> str:
-    """The entry for the GPUs that NVML finds; `this-machine` without any."""
-    _, gpus = detect_gpus()
-    return hardware.match_gpu(gpus[0]["name"], gpus[0]["memory_bytes"]) if gpus else "this-machine"
+    """The entry for the GPUs that are visible here; `this-machine` without any.
+
+    Raises:
+        MoecapError: what is visible is a part of a card.
+    """
+    _, seen = gpus.detect()
+    if not seen:
+        return "this-machine"
+    if seen[0].get("partition"):
+        raise MoecapError(
+            f"The GPU that is visible here is a part ({seen[0]['partition']}) of a {seen[0]['name']}: it has no price "
+            "of its own. Name the hardware with --hardware."
+        )
+    return hardware.match_gpu(seen[0]["name"], seen[0]["memory_bytes"])
 
 
 def describe(row: dict[str, Any]) -> str:

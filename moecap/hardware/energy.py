@@ -10,7 +10,6 @@ Where there is no counter, or it may not be read, everything is None: use :func:
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moecap.errors import MoecapError
+from moecap.hardware.gpus import Nvml
 
 POWERCAP = Path("/sys/class/powercap")
 # RAPL counters wrap (typically after 262 kJ: minutes under load), so they are read more often than that.
@@ -125,38 +125,19 @@ def _differences(first: Mapping[str, float | None], last: Mapping[str, float | N
 
 
 def _nvml_counters() -> dict[str, Callable[[], float | None]]:
-    """Readers of each visible GPU's energy counter, in joules; empty without NVML, a driver or a GPU."""
-    try:
-        import pynvml
+    """Readers of each visible GPU's energy counter, in joules; empty without NVML, a driver or a GPU.
 
-        pynvml.nvmlInit()
-        handles = {index: pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())}
-    except Exception:
+    A counter is a card's: of a slice of one (MIG) nothing is known.
+    """
+    try:
+        nvml = Nvml()
+    except OSError:
         return {}
 
     def reader(handle: Any) -> Callable[[], float | None]:
-        def read() -> float | None:
-            try:
-                return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000  # millijoules
-            except pynvml.NVMLError:
-                return None
+        return lambda: nvml.ask("nvmlDeviceGetTotalEnergyConsumption", handle, scale=1e-3)  # millijoules
 
-        return read
-
-    return {f"gpu{i}": reader(handle) for i, handle in handles.items() if _visible(pynvml, i, handle)}
-
-
-def _visible(pynvml: Any, index: int, handle: Any) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES lets this process use the GPU (by index or UUID); NVML itself lists them all."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return True
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    try:
-        uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-    except Exception:
-        uuid = ""
-    return str(index) in names or any(name.startswith(("GPU-", "MIG-")) and uuid.startswith(name) for name in names)
+    return {f"gpu{d.card.index}": reader(d.handle) for d in nvml.visible() if d.slice is None}
 
 
 class _RaplCounters:
@@ -215,6 +196,6 @@ class _RaplCounters:
 
 def _read_text(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return None

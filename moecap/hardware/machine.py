@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from moecap.errors import MoecapError
+from moecap.hardware import gpus
 
 SYS = Path("/sys")
 PROC = Path("/proc")
@@ -36,10 +37,10 @@ def detect() -> dict[str, Any]:
     ``sockets``, ``isa``, ``memory_bytes``, ``memory_limit_bytes`` (of the control group), ``caches`` (list of level,
     type, size_bytes, instances), ``last_level_cache_bytes`` (sum over instances), ``numa`` (list of node, cpus,
     memory_bytes), ``clocks`` (base_hz, max_hz, current_hz, governor), ``power_cap_w`` (sum of the packages' long-term
-    RAPL limits), ``virtualized``, ``kernel``, ``driver`` (NVIDIA's), ``gpus`` (list, see :func:`detect_gpus`). No host
-    or user name.
+    RAPL limits), ``virtualized``, ``kernel``, ``driver`` (NVIDIA's), ``gpus`` (those that this process sees:
+    :func:`moecap.hardware.gpus.detect`). No host or user name.
     """
-    driver, gpus = detect_gpus()
+    driver, seen = gpus.detect()
     cpuinfo = _cpuinfo()
     caches = _caches()
     return {
@@ -59,73 +60,25 @@ def detect() -> dict[str, Any]:
         "power_cap_w": _power_cap(),
         "kernel": f"{platform.system()} {platform.release()}",
         "driver": driver,
-        "gpus": gpus,
+        "gpus": seen,
     }
 
 
-def detect_gpus() -> tuple[str | None, list[dict[str, Any]]]:
-    """NVIDIA's driver version and one dict per GPU: name, memory_bytes, clocks (sm_hz, memory_hz, max_sm_hz,
-    max_memory_hz), power_limit_w, default_power_limit_w, compute_capability, pcie_generation, pcie_width, ecc, mig.
-
-    Without NVML, a driver or a GPU: ``(None, [])``. A query that a GPU does not answer gives null.
-    """
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:
-        return None, []
-
-    def ask(function: str, *arguments: Any, scale: float | None = None) -> Any:
-        try:
-            answer = getattr(pynvml, function)(*arguments)
-        except Exception:
-            return None
-        answer = answer.decode() if isinstance(answer, bytes) else answer
-        return answer if scale is None else answer * scale
-
-    try:
-        gpus = []
-        for index in range(ask("nvmlDeviceGetCount") or 0):
-            handle = ask("nvmlDeviceGetHandleByIndex", index)
-            memory = ask("nvmlDeviceGetMemoryInfo", handle)
-            capability = ask("nvmlDeviceGetCudaComputeCapability", handle)
-            ecc, mig = ask("nvmlDeviceGetEccMode", handle), ask("nvmlDeviceGetMigMode", handle)
-            clocks = {
-                f"{prefix}{name}_hz": ask(function, handle, kind, scale=1e6)
-                for prefix, function in (("", "nvmlDeviceGetClockInfo"), ("max_", "nvmlDeviceGetMaxClockInfo"))
-                for name, kind in (("sm", pynvml.NVML_CLOCK_SM), ("memory", pynvml.NVML_CLOCK_MEM))
-            }
-            gpus.append(
-                {
-                    "name": ask("nvmlDeviceGetName", handle),
-                    "memory_bytes": None if memory is None else memory.total,
-                    "clocks": clocks,
-                    "power_limit_w": ask("nvmlDeviceGetEnforcedPowerLimit", handle, scale=1e-3),
-                    "default_power_limit_w": ask("nvmlDeviceGetPowerManagementDefaultLimit", handle, scale=1e-3),
-                    "compute_capability": None if capability is None else ".".join(map(str, capability)),
-                    "pcie_generation": ask("nvmlDeviceGetMaxPcieLinkGeneration", handle),
-                    "pcie_width": ask("nvmlDeviceGetMaxPcieLinkWidth", handle),
-                    "ecc": None if ecc is None else bool(ecc[0]),
-                    "mig": None if mig is None else bool(mig[0]),
-                }
-            )
-        return ask("nvmlSystemGetDriverVersion"), gpus
-    finally:
-        ask("nvmlShutdown")
-
-
 def fingerprint(detected: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a kind of machine, stable between boots: CPU model, cores, memory (GiB, rounded), kinds of GPU.
+    """What identifies a kind of machine, stable between boots: CPU model, cores, memory (GiB, rounded), kinds of GPU
+    and, where there are GPUs, how much memory they have (GiB, rounded): cards of one name are made in several sizes.
 
     Nothing in it names the host or the user: two equal nodes of a cluster have the same fingerprint, and so have jobs
     that got one of a node's GPUs and all of them.
     """
+    seen = detected.get("gpus") or []
+    sizes = {round(gpu["memory_bytes"] / 2**30) for gpu in seen if gpu.get("memory_bytes")}
     return {
         "cpu_model": detected["cpu_model"],
         "cores": detected["cores"],
         "memory_gib": round(detected["memory_bytes"] / 2**30),
-        "gpus": sorted({gpu["name"] or "unknown" for gpu in detected.get("gpus") or []}),
+        "gpus": sorted({gpu["name"] or "unknown" for gpu in seen}),
+        **({"gpu_memory_gib": sorted(sizes)} if sizes else {}),
     }
 
 
@@ -133,31 +86,23 @@ def check_is(expected: Mapping[str, Any], detected: Mapping[str, Any], name: str
     """Raise a :class:`MoecapError` unless ``detected`` is the machine that a deployment names.
 
     Args:
-        expected: what must hold, any of: ``fingerprint`` (from a calibration: cpu_model, cores, memory_gib, gpus),
-            ``gpu_names`` (what NVML may call the GPU; one match is enough) with ``gpus`` (how many at least),
-            ``cpu_names`` (parts of what the system may call the CPU).
+        expected: what must hold, any of: ``fingerprint`` (from a calibration: cpu_model, cores, memory_gib, gpus,
+            gpu_memory_gib), ``gpu_names`` (what the driver may call the GPU; one match is enough) with ``gpus`` (how
+            many of those that the job sees it uses: they must be whole, and of that kind) and ``gpu_memory_bytes`` (of
+            one, as sold), ``cpu_names`` (parts of what the system may call the CPU).
         detected: :func:`detect`'s dict.
         name: the hardware's name, for the message.
     """
     here = fingerprint(detected)
-    differences = []
-    wanted = expected.get("fingerprint")
-    if wanted is not None:
-        for key in ("cpu_model", "cores", "gpus"):
-            if key in wanted and wanted[key] != here[key]:
-                differences.append(f"{key} is {here[key]!r}, not {wanted[key]!r}")
-        memory = wanted.get("memory_gib")
-        if memory is not None and abs(memory - here["memory_gib"]) > max(1, MEMORY_TOLERANCE * memory):
-            differences.append(f"memory is {here['memory_gib']} GiB, not {memory} GiB")
+    differences = _from_fingerprint(expected.get("fingerprint") or {}, here)
     if expected.get("gpu_names"):
-        names = {_plain(alias) for alias in expected["gpu_names"]}
-        matching = [gpu for gpu in detected.get("gpus") or [] if _plain(gpu["name"] or "") in names]
-        need = int(expected.get("gpus", 1))
-        if len(matching) < need:
-            differences.append(
-                f"it has {len(matching)} GPU(s) called {' or '.join(map(repr, expected['gpu_names']))}, not {need}"
-                f" (found: {', '.join(here['gpus']) or 'no GPU'})"
-            )
+        differences += gpus.differences(
+            detected.get("gpus") or [],
+            expected["gpu_names"],
+            int(expected.get("gpus", 1)),
+            memory_bytes=expected.get("gpu_memory_bytes"),
+            same=lambda a, b: _plain(a) == _plain(b),
+        )
     if expected.get("cpu_names"):
         model = _plain(here["cpu_model"] or "")
         if not any(_plain(alias) in model for alias in expected["cpu_names"]):
@@ -169,6 +114,26 @@ def check_is(expected: Mapping[str, Any], detected: Mapping[str, Any], name: str
             "the deployment table, or, if this machine has changed, delete its file under results/machine to calibrate "
             "it again."
         )
+
+
+def _from_fingerprint(wanted: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"{key} is {here[key]!r}, not {wanted[key]!r}"
+        for key in ("cpu_model", "cores", "gpus")
+        if key in wanted and wanted[key] != here[key]
+    ]
+    memory = wanted.get("memory_gib")
+    if memory is not None and abs(memory - here["memory_gib"]) > max(1, MEMORY_TOLERANCE * memory):
+        found.append(f"memory is {here['memory_gib']} GiB, not {memory} GiB")
+    calibrated = wanted.get("gpu_memory_gib")
+    sizes = here.get("gpu_memory_gib") or []
+    if calibrated and any(all(abs(a - b) > max(1, MEMORY_TOLERANCE * b) for b in calibrated) for a in sizes):
+        found.append(f"the memory of a GPU is {_list(sizes)} GiB, not {_list(calibrated)} GiB")
+    return found
+
+
+def _list(values: Sequence[Any]) -> str:
+    return " or ".join(map(str, values))
 
 
 def calibrate(seconds: float = 20.0, device: str = "cpu") -> dict[str, Any]:
@@ -429,6 +394,6 @@ def _size(text: str) -> int:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None

@@ -33,6 +33,8 @@ def script(job: Any) -> Iterator[Any]:
     """
     global _terminal
     _main_is_no_module()
+    # CUDA counts cards as the driver lists them, not the fastest first: what is checked is what is used.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     rule = getattr(job, "rule", "script")
     record = record_path(job)
     again = record is not None and failures.of_this_run(record)

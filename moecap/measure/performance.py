@@ -712,7 +712,11 @@ def run_job(
 
     def check_machine() -> None:
         _check_checkpoint(checkpoint, facts_of_checkpoint)
-        machines.check_is({"fingerprint": expected["fingerprint"]}, machines.detect(), deployment["hardware"])
+        wanted: dict[str, Any] = {"fingerprint": expected["fingerprint"]}
+        if entry["device"] != "cpu":
+            nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+            wanted |= {"gpu_names": expected["fingerprint"]["gpus"], "gpus": -(-int(deployment["devices"]) // nodes)}
+        machines.check_is(wanted, machines.detect(), deployment["hardware"])
         check_can_serve(
             entry,
             run.get("precision") or deployment["precision"],

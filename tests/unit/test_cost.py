@@ -412,7 +412,7 @@ def test_command_takes_the_entry_of_what_is_detected(
 ) -> None:
     monkeypatch.chdir(ROOT)
     found = [{"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85_520_809_984}]
-    monkeypatch.setattr("moecap.commands.cost.detect_gpus", lambda: ("575.57", found))
+    monkeypatch.setattr("moecap.hardware.gpus.detect", lambda: ("575.57", found))
     arguments = ["cost", "--hardware", "detected", "--devices", "1", "--tokens-per-s", "100", "--json"]
     assert cli.main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["hardware"] == "H100-SXM5-80GB"
