@@ -10,6 +10,11 @@ class MoecapError(Exception):
     """An error to be shown to the user as it stands, without a traceback.
 
     The message is one paragraph that names the file, the key and the value, says what is allowed and how to go on.
+
+    >>> from moecap import s_mbu
+    >>> s_mbu(activated_bytes=25.8e9, kv_bytes=0, tpot_s=0.0, peak_bytes_per_s=2e12)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    moecap.errors.MoecapError: ...
     """
 
 

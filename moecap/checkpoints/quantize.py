@@ -433,7 +433,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _binary(size_bytes: int) -> str:
-    """A size for people. >>> _binary(3 * 2**20) gives '3.0 MiB'."""
+    """A size for people.
+
+    >>> _binary(3 * 2**20)
+    '3.0 MiB'
+    """
     power = min(int(math.log(max(size_bytes, 1), 1024)), 4)
     return f"{size_bytes / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 

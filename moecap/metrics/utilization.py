@@ -66,6 +66,9 @@ def mbu(model_bytes: Values, kv_bytes: Values, tpot_s: Values, peak_bytes_per_s:
 
     Raises:
         MoecapError: a time or a peak that is zero or negative, a negative size.
+
+    >>> round(mbu(model_bytes=93.4e9, kv_bytes=0.1e9, tpot_s=0.05, peak_bytes_per_s=2e12), 3)
+    0.935
     """
     return _bandwidth("mbu", "model_bytes", model_bytes, kv_bytes, tpot_s, peak_bytes_per_s)
 
@@ -79,6 +82,9 @@ def s_mbu(activated_bytes: Values, kv_bytes: Values, tpot_s: Values, peak_bytes_
         kv_bytes, tpot_s, peak_bytes_per_s: as in :func:`mbu`.
 
     Returns and raises as :func:`mbu`.
+
+    >>> round(s_mbu(activated_bytes=25.8e9, kv_bytes=0.1e9, tpot_s=0.05, peak_bytes_per_s=2e12), 3)
+    0.259
     """
     return _bandwidth("s_mbu", "activated_bytes", activated_bytes, kv_bytes, tpot_s, peak_bytes_per_s)
 
@@ -92,6 +98,9 @@ def mfu(tokens_per_s: Values, flops_per_token: Values, peak_flops: Values) -> Va
         peak_flops: dense (not 2:4-sparse) peak in FLOP/s, of the type that the GEMMs run in, over all devices.
 
     Returns and raises as :func:`mbu`.
+
+    >>> round(mfu(tokens_per_s=1000, flops_per_token=2 * 46.7e9, peak_flops=312e12), 3)
+    0.299
     """
     return _compute("mfu", tokens_per_s, flops_per_token, peak_flops)
 
@@ -106,6 +115,9 @@ def s_mfu(tokens_per_s: Values, flops_per_token: Values, peak_flops: Values) -> 
         peak_flops: as in :func:`mfu`.
 
     Returns and raises as :func:`mbu`.
+
+    >>> round(s_mfu(tokens_per_s=1000, flops_per_token=2 * 12.9e9, peak_flops=312e12), 3)
+    0.083
     """
     return _compute("s_mfu", tokens_per_s, flops_per_token, peak_flops)
 

@@ -60,8 +60,17 @@ class RoutingWriter:
 
     A sequence that was added before is left out.
 
-    >>> with RoutingWriter("routing.parquet", layers=[0, 1], top_k=2, n_experts=8) as writer:  # doctest: +SKIP
-    ...     writer.add(sequence_hash(tokens), ids)  # ids: (tokens, 2, 2)
+    >>> import tempfile
+    >>> from moecap.engines.tokens import sequence_hash
+    >>> tokens = [5, 6, 7]
+    >>> ids = np.zeros((3, 2, 2), dtype=np.uint8)  # tokens, MoE layers, top-k
+    >>> ids[..., 1] = 4  # every token went to the experts 0 and 4
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "routing.parquet"
+    ...     with RoutingWriter(path, layers=[0, 1], top_k=2, n_experts=8) as writer:
+    ...         writer.add(sequence_hash(tokens), ids)
+    ...     read(path).layers
+    (0, 1)
     """
 
     def __init__(
