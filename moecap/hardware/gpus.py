@@ -130,10 +130,11 @@ class Nvml:
 
     def ask(self, function: str, *arguments: Any, scale: float | None = None) -> Any:
         try:
-            answer = getattr(self.api, function)(*arguments)
+            answer: Any = getattr(self.api, function)(*arguments)
         except Exception:
             return None
-        answer = answer.decode() if isinstance(answer, bytes) else answer
+        if isinstance(answer, bytes):
+            return answer.decode()
         return answer if scale is None else answer * scale
 
     def cards(self) -> list[Card]:

@@ -28,7 +28,9 @@ from moecap.engines.base import Engine, EngineSpec, RunResult, library_versions
 from moecap.engines.base import load as load_engine
 from moecap.engines.tokens import sequence_hash
 from moecap.errors import MoecapError, PermanentError
+from moecap.hardware import load as machine_load
 from moecap.hardware.energy import window as energy_window
+from moecap.hardware.load import Load
 from moecap.jobs import failures, processes
 from moecap.measure.spool import Spool, key_of
 from moecap.measure.workload import Workload, requests_sha256
@@ -79,6 +81,35 @@ POINTS = pa.schema(
         _field("max_num_seqs", pa.int32(), "requests that the engine could run at a time", "requests"),
         _field("schedule_kind", pa.string(), "exact: as the engine said; estimated: from arrival times"),
         _field("weights_as", pa.string(), "stored: as in the checkpoint; else the dtype they were converted to"),
+        _field(
+            "external_cpu_share",
+            pa.float64(),
+            "share of the machine's CPU time that other processes used meanwhile; null: not measurable",
+            "1",
+            True,
+        ),
+        _field(
+            "cpu_steal_share",
+            pa.float64(),
+            "share of the machine's CPU time that a hypervisor gave to others; null: not measurable",
+            "1",
+            True,
+        ),
+        _field(
+            "other_gpu_processes",
+            pa.int32(),
+            "processes other than the engine's on its GPUs; null: no GPU, or not told",
+            None,
+            True,
+        ),
+        _field(
+            "disturbed",
+            pa.bool_(),
+            f"others used more than {machine_load.DISTURBED_SHARE:.0%} of the CPU time, or a GPU, in the best of "
+            "two tries; null: measured before this was looked at",
+            None,
+            True,
+        ),
     ]
 )
 
@@ -255,8 +286,16 @@ def assemble(entries: Iterator[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
     columns: dict[str, list[pa.Table]] = {name: [schema.empty_table()] for name, schema in TABLES.items()}
     for entry in entries:
         for name, schema in TABLES.items():
-            columns[name].append(entry[name].cast(schema))
+            columns[name].append(_as(entry[name], schema))
     return {name: pa.concat_tables(tables).combine_chunks() for name, tables in columns.items()}
+
+
+def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """An entry in today's schema; what was not looked at when it was measured is null."""
+    for field in schema:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).cast(schema)
 
 
 def _plan(
@@ -334,19 +373,33 @@ class _Session:
                     if warm != run.point:
                         self._warm_up(engine, run.point)
                         warm = run.point
-                    results = self._time(engine, run)
-                    tables = _tables(run, results, self.workloads[run.point.dataset], engine, load_id, self.hardware)
+                    results, others = self._undisturbed(engine, run)
+                    workload = self.workloads[run.point.dataset]
+                    tables = _tables(run, results, workload, engine, load_id, self.hardware, others)
                     self.spool.put(run.facts, tables)
                 except Exception as error:
                     error._moecap_run = run  # type: ignore[attr-defined]
                     raise
                 dog.watch(None)
-                yield run, tables, _line(run, results, self.settings)
+                yield run, tables, _line(run, results, self.settings, others)
             dog.watch(dog.load_s, "shutting the engine down")
 
     def _warm_up(self, engine: Engine, point: Point) -> None:
         for number in range(self.settings.warmup):
             engine.run(self.workloads[point.dataset].warmup(point.batch_size, number))
+
+    def _undisturbed(self, engine: Engine, run: _Run) -> tuple[list[RunResult], Load]:
+        """A timed run, and others' work on the machine meanwhile; if that was felt, the calmer of two."""
+        tries = [self._watched(engine, run)]
+        if tries[0][1].disturbed:
+            log.warning("%s, repeat %d: %s; timed once more", run.point, run.repeat + 1, tries[0][1])
+            tries.append(self._watched(engine, run))
+        return min(tries, key=lambda found: found[1].weight)
+
+    def _watched(self, engine: Engine, run: _Run) -> tuple[list[RunResult], Load]:
+        with machine_load.window(gpu=engine.spec.device != "cpu") as watch:
+            results = self._time(engine, run)
+        return results, watch.load
 
     def _time(self, engine: Engine, run: _Run) -> list[RunResult]:
         """One result per wave."""
@@ -359,12 +412,12 @@ class _Session:
         ]
 
 
-def _line(run: _Run, results: Sequence[RunResult], settings: Settings) -> str:
+def _line(run: _Run, results: Sequence[RunResult], settings: Settings, others: Load) -> str:
     tokens = sum(len(request.output_token_ids) for result in results for request in result.requests)
     wall = sum(result.wall_s for result in results)
     return (
         f"{run.point.dataset} at batch size {run.point.batch_size}, repeat {run.repeat + 1} of {settings.repeats}: "
-        f"{tokens / wall:,.0f} tokens/s"
+        f"{tokens / wall:,.0f} tokens/s" + (f" (disturbed, {others})" if others.disturbed else "")
     )
 
 
@@ -375,6 +428,7 @@ def _tables(
     engine: Engine,
     load_id: str,
     hardware: Mapping[str, Any],
+    others: Load,
 ) -> dict[str, pa.Table]:
     """The three tables of one run. Waves follow each other on one time axis, without the pauses between them."""
     point = {"dataset": run.point.dataset, "batch_size": run.point.batch_size, "repeat": run.repeat}
@@ -433,6 +487,10 @@ def _tables(
         "max_num_seqs": engine.spec.max_num_seqs,
         "schedule_kind": engine.schedule,
         "weights_as": engine.weights_as,
+        "external_cpu_share": others.external_share,
+        "cpu_steal_share": others.steal_share,
+        "other_gpu_processes": others.other_gpu_processes,
+        "disturbed": others.disturbed,
     }
     return {
         "points": pa.Table.from_pylist([row], POINTS),

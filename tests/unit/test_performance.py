@@ -16,6 +16,7 @@ import pytest
 from moecap.engines.base import Engine, EngineSpec, RequestRecord, RunResult, Step, no_window
 from moecap.engines.tokens import sequence_hash
 from moecap.errors import MoecapError, PermanentError
+from moecap.hardware.load import Load
 from moecap.measure import performance
 from moecap.measure.performance import Point, Settings, Watchdog, measure
 from moecap.measure.spool import Spool
@@ -358,3 +359,36 @@ def test_watchdog_leaves_slow_progress_alone():
             engine.beat = time.monotonic()
         assert dog.idle_s() < 0.5
         dog.watch(None)
+
+
+class Others:
+    """Stands in for the window that looks at others' work: one after the other of ``loads``."""
+
+    def __init__(self, *loads):
+        self.loads = list(loads)
+
+    @contextmanager
+    def __call__(self, gpu=False):
+        yield SimpleNamespace(load=self.loads.pop(0))
+
+
+def test_a_disturbed_run_is_timed_once_more_and_says_what_it_was(tmp_path, monkeypatch):
+    quiet, busy, worse = Load(10, 0.1, 0.0), Load(10, 3, 0.0), Load(10, 4, 0.5)
+    monkeypatch.setattr(performance.machine_load, "window", Others(busy, quiet, quiet, quiet, busy, worse))
+    said = []
+    result = go(tmp_path, [Point("a", 1)], settings=Settings(repeats=4, warmup=1), progress=said.append)
+    points = result.points.to_pylist()
+    assert [p["external_cpu_share"] for p in points] == [0.01, 0.01, 0.01, 0.3]
+    assert [p["disturbed"] for p in points] == [False, False, False, True]
+    assert [p["cpu_steal_share"] for p in points] == [0, 0, 0, 0]
+    assert [line for line in said if "disturbed, 30% of the CPU time went to other processes" in line]
+
+
+def test_points_of_before_others_were_looked_at_are_kept_and_say_nothing_of_them(tmp_path):
+    result = go(tmp_path)
+    new = ["external_cpu_share", "cpu_steal_share", "other_gpu_processes", "disturbed"]
+    entry = {name: getattr(result, name) for name in performance.TABLES}
+    old = {**entry, "points": entry["points"].drop_columns(new)}
+    points = performance.assemble(iter([old]))["points"]
+    assert points.schema == performance.POINTS
+    assert all(points[name].null_count == len(points) for name in new)
