@@ -41,7 +41,7 @@ def fit(roofline: np.ndarray, batch: np.ndarray, measured: np.ndarray) -> Fit:
         found[column] += float(value)
     freedom = max(len(measured) - len(chosen), 1)
     spread = math.sqrt(error / freedom) if math.isfinite(error) and len(measured) > len(chosen) else 0.0
-    return Fit(*found, spread=spread)
+    return Fit(found[0], found[1], found[2], spread)
 
 
 def calibrate(

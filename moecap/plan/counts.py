@@ -131,7 +131,7 @@ def steps(
 
     prompt = batch * workload.prompt_tokens
     cached = _windowed(anatomy, workload.prompt_tokens)
-    pairs = np.array([_causal_pairs(workload.prompt_tokens, k.kv_window) for k in anatomy.kinds])
+    pairs = np.array([causal_pairs(workload.prompt_tokens, k.kv_window) for k in anatomy.kinds])
     prefill_read = sum(
         complete_bytes(
             anatomy,
@@ -161,7 +161,7 @@ def steps(
     )
 
 
-def _causal_pairs(tokens: int, window: int | None) -> float:
+def causal_pairs(tokens: int, window: int | None) -> float:
     """(query, key) pairs of a causal prefill, each query seeing at most ``window`` keys."""
     if not window or window >= tokens:
         return tokens * (tokens + 1) / 2

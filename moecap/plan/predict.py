@@ -18,10 +18,7 @@ import numpy as np
 from moecap.metrics.utilization import printed_sparse_flops_per_token
 from moecap.model.structure import Anatomy
 from moecap.plan.counts import links_s, roofline_s, steps
-from moecap.plan.target import Target, Workload
-
-#: Share of a device's memory that weights and KV may fill; the rest is the engine's.
-USABLE_MEMORY = 0.9
+from moecap.plan.target import USABLE_MEMORY, Target, Workload
 
 
 @dataclass(frozen=True)

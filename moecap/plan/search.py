@@ -12,9 +12,9 @@ import pyarrow as pa
 from moecap.cost.deployment import HOURS_PER_YEAR, SECONDS_PER_HOUR, Settings, energy_kwh, mean_power_w, settings
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import SOURCED, Hardware, Range, System
-from moecap.plan.predict import UNCALIBRATED, USABLE_MEMORY, Calibration, predict
+from moecap.plan.predict import UNCALIBRATED, Calibration, predict
 from moecap.plan.schema import PLAN_SCHEMA
-from moecap.plan.target import Candidate, Target, Workload
+from moecap.plan.target import USABLE_MEMORY, Candidate, Target, Workload
 
 Row = dict[str, Any]
 

@@ -25,6 +25,29 @@ COMPUTE_DTYPES = {
 }
 
 
+#: Share of a device's memory that weights and KV may fill; the rest is the engine's.
+USABLE_MEMORY = 0.9
+
+#: How the weights of a precision are stored, by the first word of its name that says so.
+STORED_FORMATS = {"w8a8": "int8", "w4a16": "int4", "gptq": "int4", "awq": "int4"}
+
+
+def stored_format(precision: str) -> str:
+    """The format that weights are stored in: ``int4-gptq`` and ``awq-int4`` are ``int4``, ``fp8-block`` is ``fp8``.
+
+    Raises:
+        MoecapError: the name says none that is known.
+    """
+    words = precision.replace("_", "-").split("-")
+    for word in words:
+        if word in COMPUTE_DTYPES:
+            return STORED_FORMATS.get(word, word)
+    for word in words:
+        if word in STORED_FORMATS:
+            return STORED_FORMATS[word]
+    raise MoecapError(f"How are the weights of precision {precision!r} stored? {nearest(precision, COMPUTE_DTYPES)}")
+
+
 def compute_dtype(precision: str) -> str:
     """The dtype that GEMMs run in for a precision's name (``int4-g128``, ``int4-gptq`` …: its first part decides).
 

@@ -121,8 +121,8 @@ def test_kv_is_copied_where_heads_are_fewer_than_devices() -> None:
 
 
 def test_sliding_window_limits_pairs_and_context() -> None:
-    assert counts._causal_pairs(10, None) == 55
-    assert counts._causal_pairs(10, 3) == sum(min(i + 1, 3) for i in range(10))
+    assert counts.causal_pairs(10, None) == 55
+    assert counts.causal_pairs(10, 3) == sum(min(i + 1, 3) for i in range(10))
 
 
 def test_links_take_time_by_what_is_known() -> None:
