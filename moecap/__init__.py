@@ -14,7 +14,7 @@ from importlib import import_module, metadata
 from typing import Any
 
 _EXPORTS = {
-    "anatomy": "moecap.model.meta",
+    "anatomy": "moecap.model.counted",
     "mbu": "moecap.metrics.utilization",
     "mfu": "moecap.metrics.utilization",
     "s_mbu": "moecap.metrics.utilization",

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from moecap.io import write_json, write_parquet
 from moecap.jobs.workflow import script
-from moecap.model.meta import anatomy
+from moecap.model.counted import anatomy
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.model)

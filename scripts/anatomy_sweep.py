@@ -17,7 +17,11 @@ from typing import Any
 
 from moecap.errors import MoecapError
 from moecap.io import atomic_path
-from moecap.model.meta import Refused, assemble, build, measure, planned_sizes, skeleton
+from moecap.model.built import build
+from moecap.model.counted import assemble, planned_sizes
+from moecap.model.reader import skeleton
+from moecap.model.running import measure
+from moecap.model.skeleton import Refused
 from moecap.model.stored import Recipe
 
 #: A class of this kind in a family's modelling file makes it a mixture of experts.

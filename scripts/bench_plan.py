@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moecap.hardware import catalogue as hardware
 from moecap.io import read_json, write_json
-from moecap.model.meta import anatomy
+from moecap.model.counted import anatomy
 from moecap.plan.answers import answer
 from moecap.plan.search import plan
 from moecap.plan.target import Candidate, Workload

@@ -33,7 +33,7 @@ from moecap.io import atomic_path
 from moecap.measure.performance import REQUESTS, SCHEDULE, engine_spec
 from moecap.metrics.steps import step_table
 from moecap.metrics.table import AMOUNTS, step_amounts
-from moecap.model.meta import anatomy as anatomy_of
+from moecap.model.counted import anatomy as anatomy_of
 from moecap.routing import replay
 from moecap.schema import read_yaml
 

@@ -34,7 +34,7 @@ from moecap.checks.byte_check import (
 from moecap.errors import MoecapError
 from moecap.hardware import machine
 from moecap.io import atomic_path
-from moecap.model.meta import anatomy as anatomy_of
+from moecap.model.counted import anatomy as anatomy_of
 from moecap.model.structure import Anatomy
 from moecap.provenance import library_versions
 

@@ -30,7 +30,7 @@ from moecap.checks.measured_bytes import AppendingCache
 from moecap.errors import MoecapError
 from moecap.hardware import machine
 from moecap.io import atomic_path, read_json
-from moecap.model.meta import anatomy as anatomy_of
+from moecap.model.counted import anatomy as anatomy_of
 from moecap.model.resolve import resolve
 from moecap.model.structure import Anatomy
 from moecap.provenance import ROOT, library_versions

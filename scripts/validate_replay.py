@@ -31,7 +31,7 @@ from moecap.errors import MoecapError
 from moecap.hardware import machine
 from moecap.io import atomic_path, read_parquet
 from moecap.measure.performance import engine_spec
-from moecap.model.meta import anatomy as anatomy_of
+from moecap.model.counted import anatomy as anatomy_of
 from moecap.routing import replay
 from moecap.routing.decode_trace import Tracer, tokens_of
 from moecap.schema import read_yaml

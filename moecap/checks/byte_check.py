@@ -21,13 +21,13 @@ from moecap.checks.measured_bytes import Counted, decode_step, one_by_one
 from moecap.engines.transformers.replay import TransformersBackend
 from moecap.errors import MoecapError
 from moecap.io import read_json
-from moecap.metrics.steps import context_read
 from moecap.metrics.utilization import (
     complete_bytes,
     printed_activated_bytes,
     printed_kv_bytes,
     printed_model_bytes,
 )
+from moecap.model.reads import entries_read, per_cache
 from moecap.model.structure import LAYER_COMPONENTS, Anatomy, Component
 
 #: The total has to agree where weights are at least so many times the activations, and within this.
@@ -185,9 +185,7 @@ def compare(step: Step, anatomy: Anatomy, layer: int | None) -> dict[str, Any]:
     whole = layer is None
     part = anatomy if whole else one_layer(anatomy, layer)
     position = np.array([step.context_tokens - 1])
-    context = np.array(
-        [[step.batch_size * context_read(position, np.ones_like(position), kind)[0] for kind in part.kinds]]
-    )
+    context = step.batch_size * per_cache(part, lambda cache: entries_read(cache, position, 1))
     predicted = complete_bytes(
         part,
         tokens=[step.batch_size],

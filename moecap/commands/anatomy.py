@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, and print a table or JSON."""
-    from moecap.model.meta import anatomy
+    from moecap.model.counted import anatomy
 
     found = anatomy(args.model, args.precision, kv_dtype_bytes=args.kv_dtype_bytes, catalogue=args.catalogue)
     data = describe(found, args.tp, args.ep, args.pp, args.dp, args.shared)

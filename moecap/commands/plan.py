@@ -132,7 +132,7 @@ def _anatomies(models: Sequence[str], precisions: Sequence[str]) -> Iterable[Ana
         if read is not None:
             yield read
             continue
-        from moecap.model.meta import anatomy  # builds the model: needs torch
+        from moecap.model.counted import anatomy  # builds the model: needs torch
 
         for precision in precisions:
             yield anatomy(model, precision)

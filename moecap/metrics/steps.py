@@ -25,9 +25,11 @@ import pyarrow.parquet as pq
 
 from moecap.errors import MoecapError
 from moecap.io import METADATA_KEY, atomic_path
+from moecap.model.reads import entries_read
+from moecap.model.reads import pairs as attention_pairs
 
 if TYPE_CHECKING:
-    from moecap.model.structure import Anatomy, LayerKind
+    from moecap.model.structure import Anatomy
 
 POINT = ("dataset", "batch_size", "repeat")
 SCHEDULE_LISTS = ("request", "first_position", "tokens", "cached_tokens")
@@ -61,8 +63,15 @@ STEP_SCHEMA = pa.schema(
         _field("preempted_tokens", pa.int32(), "1", "tokens whose KV was dropped by preemption in this step"),
         _field("recomputed_tokens", pa.int32(), "1", "tokens computed that had been computed before"),
         _field("running_requests", pa.int32(), "1", "requests that the step computed tokens for"),
-        _field("context_tokens", _list(pa.int64()), "1", "KV tokens read, over requests and per kind of layer"),
-        _field("attention_pairs", _list(pa.int64()), "1", "causal query-key pairs over requests, per kind of layer"),
+        _field(
+            "context_tokens", _list(pa.int64()), "1", "KV entries read, over requests, per cache of each kind of layer"
+        ),
+        _field(
+            "attention_pairs",
+            _list(pa.int64()),
+            "1",
+            "causal query-key pairs over requests, per cache of each kind of layer",
+        ),
         _field("routed_tokens", pa.int32(), "1", "tokens routed in each MoE layer, padding excluded"),
         _field("unique_experts", _list(pa.int16()), "1", "distinct routed experts used, per MoE layer"),
     ]
@@ -151,54 +160,6 @@ def read_steps(path: str | os.PathLike[str], columns: list[str] | None = None) -
                 held.append(part)
     if held:
         yield pa.concat_tables(held)
-
-
-# ---------------------------------------------------------------- context
-
-
-def context_read(first: np.ndarray, tokens: np.ndarray, kind: LayerKind) -> np.ndarray:
-    """Tokens of KV that computing positions ``first`` to ``first + tokens - 1`` reads in a layer of ``kind``.
-
-    The tokens' own KV is included; each is read once. Layers without a growing KV read none.
-
-    Args:
-        first, tokens: shape (n,).
-        kind: says whether the layer sees everything, a sliding window or a chunk.
-
-    Returns:
-        Shape (n,), integers.
-    """
-    if not kind.kv_elements_per_token:
-        return np.zeros_like(first)
-    end, window = first + tokens, kind.kv_window
-    if window is None:
-        return end
-    if kind.attention == "chunked":
-        return end - first // window * window
-    return np.minimum(end, tokens + window - 1)
-
-
-def attention_pairs(first: np.ndarray, tokens: np.ndarray, kind: LayerKind) -> np.ndarray:
-    """Causal (query, key) pairs of computing positions ``first`` to ``first + tokens - 1``: each query sees itself and
-    what lies before it, in its window.
-
-    Args, returns: as :func:`context_read`.
-    """
-    if not kind.kv_elements_per_token:
-        return np.zeros_like(first)
-    return _pairs_before(first + tokens, kind) - _pairs_before(first, kind)
-
-
-def _pairs_before(position: np.ndarray, kind: LayerKind) -> np.ndarray:
-    """Pairs of all queries at positions 0 to ``position - 1``."""
-    window = kind.kv_window
-    if window is None:
-        return position * (position + 1) // 2
-    if kind.attention == "chunked":
-        rest = position % window
-        return position // window * (window * (window + 1) // 2) + rest * (rest + 1) // 2
-    inside = np.minimum(position, window)
-    return inside * (inside + 1) // 2 + (position - inside) * window
 
 
 # ---------------------------------------------------------------- one point
@@ -368,14 +329,14 @@ def _flatten(table: pa.Table, where: str) -> tuple[np.ndarray, dict[str, np.ndar
 
 
 def _table(key: tuple[str, int, int], run: _Run, routing: Routing | None, anatomy: Anatomy) -> pa.Table:
-    steps, kinds = run.steps, anatomy.kinds
+    steps, caches = run.steps, anatomy.caches
     prefill = run.per_step(run.prefill)
     total = run.per_step(run.tokens)
-    context = np.empty((steps, len(kinds)), dtype=np.int64)
+    context = np.empty((steps, len(caches)), dtype=np.int64)
     pairs = np.empty_like(context)
-    for index, kind in enumerate(kinds):
-        context[:, index] = run.per_step(context_read(run.first, run.tokens, kind))
-        pairs[:, index] = run.per_step(attention_pairs(run.first, run.tokens, kind))
+    for index, (_, cache) in enumerate(caches):
+        context[:, index] = run.per_step(entries_read(cache, run.first, run.tokens))
+        pairs[:, index] = run.per_step(attention_pairs(cache, run.first, run.tokens))
     unique = _unique_experts(run, routing, anatomy)
     columns = {
         "dataset": pa.array([key[0]]).take(pa.array(np.zeros(steps, dtype=np.int8))),

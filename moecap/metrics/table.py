@@ -305,8 +305,8 @@ def _chunk_amounts(
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     rows = table.num_rows
     unique = _matrix(table, "unique_experts", len(anatomy.moe_layers))
-    context = _matrix(table, "context_tokens", len(anatomy.kinds))
-    pairs = _matrix(table, "attention_pairs", len(anatomy.kinds))
+    context = _matrix(table, "context_tokens", len(anatomy.caches))
+    pairs = _matrix(table, "attention_pairs", len(anatomy.caches))
     tokens_of = {phase: table.column(f"{phase}_tokens").to_numpy().astype(np.float64) for phase in PHASES}
     tokens = tokens_of["decode"] + tokens_of["prefill"]
     time_s = table.column("wall_s").to_numpy()

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moecap.errors import MoecapError, nearest
+from moecap.model.reads import pair_flops
 
 if TYPE_CHECKING:
     from moecap.model.structure import Anatomy, LayerKind
@@ -204,14 +205,15 @@ def printed_kv_bytes(anatomy: Anatomy, context_tokens: Values) -> Values:
     """S_KV of equations (1) and (3): the KV cache that the step's attention reads, at the cache's own dtype.
 
     Args:
-        anatomy: KV bytes per token of each kind of layer (at the KV dtype, whatever the weights are stored in).
-        context_tokens: tokens read, summed over the step's requests, limited by the kind's window, shape (..., kinds).
+        anatomy: bytes of an entry of each cache (at the KV dtype, whatever the weights are stored in).
+        context_tokens: entries read, summed over the step's requests, as :func:`moecap.model.reads.entries_read` has
+            them (windows, compression and sparse attention's choice of what to read), shape (..., caches).
 
     Returns:
         Bytes, shape (...).
     """
-    per_token = np.array([k.count * k.kv_bytes_per_token for k in anatomy.kinds], dtype=np.float64)
-    return _plain(_last_axis("context_tokens", context_tokens, len(per_token)) @ per_token)
+    per_entry = np.array(anatomy.cache_bytes, dtype=np.float64)
+    return _plain(_last_axis("context_tokens", context_tokens, len(per_entry)) @ per_entry)
 
 
 def printed_flops_per_token(anatomy: Anatomy) -> int:
@@ -277,7 +279,7 @@ def complete_bytes(
         anatomy: sizes as stored.
         tokens: tokens computed per step, shape (steps,).
         requests: requests in the step, shape (steps,): each has one row of logits and one linear-attention state.
-        context_tokens: tokens of KV read, summed over requests, window-limited, shape (steps, kinds).
+        context_tokens: entries of KV read, summed over requests, shape (steps, caches).
         unique_experts: routed experts used, shape (steps, MoE layers); None: all of them (the complete form of MBU).
         activation_dtype_bytes: size of one activation.
 
@@ -311,14 +313,16 @@ def complete_flops(
     """Floating-point operations of engine steps, by component: matrix products and attention scores.
 
     A product with a weight of N elements is 2 N operations per token; a (query, key) pair is
-    ``2 × heads × (qk_head_dim + v_head_dim)`` per layer (scores and values). Softmax, norms, activation functions and
+    ``2 × heads × (qk_head_dim + v_head_dim)`` per layer (scores and values), of an indexer ``2 × heads × head_dim``.
+    Softmax, norms, activation functions and
     the update of a linear-attention state are left out (well under 1%).
 
     Args:
         anatomy: parameters and head shapes.
         tokens: tokens computed per step, shape (steps,).
         requests: requests in the step: each has one row of logits computed, shape (steps,).
-        attention_pairs: (query, key) pairs, causal and window-limited, summed over requests, shape (steps, kinds).
+        attention_pairs: (query, key) pairs, as :func:`moecap.model.reads.pairs` has them, summed over requests, shape
+            (steps, caches).
         dense: count every routed expert for every token (the complete form of MFU) instead of the top-k.
 
     Returns:
@@ -330,7 +334,7 @@ def complete_flops(
     def products(flops: Callable[[LayerKind], int]) -> np.ndarray:
         return tokens * float(_over_layers(anatomy, flops))
 
-    per_pair = np.array([k.count * k.score_flops_per_pair for k in anatomy.kinds], dtype=np.float64)
+    per_pair = pair_flops(anatomy)
     return {
         "attention": products(lambda k: k.attention_flops),
         "attention_scores": _last_axis("attention_pairs", attention_pairs, len(per_pair)) @ per_pair,

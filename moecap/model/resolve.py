@@ -125,7 +125,7 @@ def _entries(folder: Path) -> Mapping[str, Any]:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MoecapError(f"{path} does not exist; a checkpoint folder has a config.json.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from moecap.errors import MoecapError, nearest
 
 if TYPE_CHECKING:
-    from moecap.model.meta import Skeleton
+    from moecap.model.skeleton import Skeleton
 
 #: Bits per element of the dtypes of the safetensors format.
 DTYPE_BITS = {

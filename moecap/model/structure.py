@@ -1,9 +1,8 @@
 """What a model is made of, as numbers: parameters, bytes, FLOPs and KV per layer and component.
 
-Pure data: no torch, no files. :mod:`moecap.model.meta` fills it from a config, :mod:`moecap.model.stored` puts in the
-bytes of a
-checkpoint, everything else reads it. Layers that count alike share one :class:`LayerKind`; the model is the list of
-kinds, which layer has which kind, and what lies outside the layers.
+Pure data: no torch, no files. :mod:`moecap.model.counted` fills it from a config, :mod:`moecap.model.stored` puts in
+the bytes of a checkpoint, everything else reads it. Layers that count alike share one :class:`LayerKind`; the model is
+the list of kinds, which layer has which kind, and what lies outside the layers.
 
 Units: ``*_params`` and ``*_elements`` are counts, ``*_bytes`` bytes, ``*_flops`` floating-point operations for one
 token (a multiply-add is two).
@@ -44,6 +43,10 @@ LAYER_COMPONENTS = {
 }
 
 SCHEMA_VERSION = 1
+#: Fields that an anatomy written by an older version does not have.
+MTP_FIELDS = ("mtp_layers", "mtp_params", "mtp_bytes")
+#: Contexts, in tokens, for which an anatomy states its KV cached and read.
+CONTEXTS = (1024, 8192, 32768, 131072, 1048576)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,29 @@ class Component:
 
     params: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One list of entries that a layer keeps for every sequence. What is kept and what is read are two things.
+
+    Attributes:
+        elements: elements of one entry (keys and values of all heads, a compressed latent, an indexer's key).
+        tokens: tokens that one entry stands for: 1, or more where a layer compresses runs of tokens into one.
+        window: tokens after which the oldest entries are dropped; None: never.
+        chunked: the window does not slide: it starts anew at every multiple of itself.
+        read_limit: entries that one query reads at most (sparse attention); None: all that are kept.
+        heads: KV heads, over which tensor parallelism splits the entry; 1: it is whole on every rank; 0: it has none.
+        flops_per_pair: FLOP for one query and one entry that it reads.
+    """
+
+    elements: int
+    tokens: int = 1
+    window: int | None = None
+    chunked: bool = False
+    read_limit: int | None = None
+    heads: int = 0
+    flops_per_pair: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,9 +91,12 @@ class LayerKind:
             state), ``mixed`` (several at once) or ``none``.
         expert_params, expert_bytes: one routed expert as stored, its scales and biases included.
         experts, top_k: 0 in a layer without routed experts.
+        zero_experts: choices of the router that compute nothing; ``top_k`` counts them, so fewer experts may be used.
         shared_params, shared_bytes: all shared experts of the layer together, with their gate.
         kv_elements_per_token, kv_bytes_per_token: what the KV cache grows by per token, before any window.
         kv_window: tokens after which the KV stops growing; None: never.
+        cache_parts: what the KV consists of, in layers that keep more than one list of keys and values, or read less of
+            it than they keep; empty: one list, read whole (:attr:`caches` has it in any case).
         cross_kv_elements_per_token: KV per token of the encoder that the layer's cross-attention reads.
         state_bytes: constant state per sequence of a linear-attention layer.
         query_heads, qk_head_dim, v_head_dim: score FLOPs per query-key pair: 2·query_heads·(qk_head_dim+v_head_dim).
@@ -97,12 +126,14 @@ class LayerKind:
     kv_elements_per_token: int = 0
     kv_bytes_per_token: int = 0
     kv_window: int | None = None
+    cache_parts: tuple[Cache, ...] = ()
     state_bytes: int = 0
     query_heads: int = 0
     qk_head_dim: int = 0
     v_head_dim: int = 0
     kv_heads: int = 0
     expert_width: int = 0
+    zero_experts: int = 0
     attention_kv_params: int = 0
     attention_replicated_params: int = 0
     cross_kv_elements_per_token: int = 0
@@ -114,6 +145,29 @@ class LayerKind:
     shared_flops: int = 0
     dense_mlp_flops: int = 0
     other_flops: int = 0
+
+    def __post_init__(self) -> None:
+        parts = tuple(part if isinstance(part, Cache) else Cache(**part) for part in self.cache_parts)
+        object.__setattr__(self, "cache_parts", parts)
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """The lists of entries that the layer keeps; at least one (of no elements, where nothing is kept per token)."""
+        if self.cache_parts:
+            return self.cache_parts
+        whole = Cache(
+            self.kv_elements_per_token,
+            window=self.kv_window,
+            chunked=self.attention == "chunked",
+            heads=1 if self.attention == "latent" else self.kv_heads,
+            flops_per_pair=self.score_flops_per_pair,
+        )
+        return (whole,)
+
+    @property
+    def kv_dtype_bytes(self) -> float:
+        """Bytes of a KV element; 0 where the layer keeps none."""
+        return self.kv_bytes_per_token / self.kv_elements_per_token if self.kv_elements_per_token else 0.0
 
     @property
     def params(self) -> int:
@@ -176,6 +230,9 @@ class Anatomy:
         kv_dtype_bytes: bytes per KV element (2: bf16, 1: fp8).
         unread: bytes that are stored but that decoding does not read (MTP layers, a vision tower), by name; they are
             in no component.
+        mtp_layers, mtp_params, mtp_bytes: layers of multi-token prediction, in no component and in no total; an engine
+            that drafts with them holds them in memory. An estimate: as many as the last layer has, and a projection
+            of two hidden states to one, with three norms, each.
         source: what the bytes were counted from: ``config`` (planned) or ``checkpoint`` (safetensors headers).
         notes: what a reader should know, e.g. an unpinned revision.
     """
@@ -195,6 +252,9 @@ class Anatomy:
     unread: Mapping[str, int] = field(default_factory=dict)
     source: str = "config"
     notes: tuple[str, ...] = ()
+    mtp_layers: int = 0
+    mtp_params: int = 0
+    mtp_bytes: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds))
@@ -258,6 +318,39 @@ class Anatomy:
     def head_flops(self) -> int:
         """FLOPs of the head for one token."""
         return 2 * self.components["embedding" if self.tied_embeddings else "lm_head"].params
+
+    @cached_property
+    def caches(self) -> tuple[tuple[int, Cache], ...]:
+        """Every cache of every kind of layer, with the kind's index, in order: what a step table counts entries of.
+
+        One per kind, but for kinds that keep several lists (sparse attention's keys of its indexer, compressed KV).
+        """
+        return tuple((index, cache) for index, kind in enumerate(self.kinds) for cache in kind.caches)
+
+    @cached_property
+    def cache_bytes(self) -> tuple[float, ...]:
+        """Bytes of one entry of each of :attr:`caches`, over all layers of its kind."""
+        return tuple(
+            self.kinds[index].count * cache.elements * self.kinds[index].kv_dtype_bytes for index, cache in self.caches
+        )
+
+    def kv_bytes_cached(self, context: float) -> float:
+        """Bytes of KV that a sequence of ``context`` tokens holds, constant state not included."""
+        from moecap.model.reads import entries_cached
+
+        return sum(
+            size * float(entries_cached(cache, context))
+            for (_, cache), size in zip(self.caches, self.cache_bytes, strict=True)
+        )
+
+    def kv_bytes_read(self, context: float) -> float:
+        """Bytes of KV that decoding one token reads with ``context`` tokens in the cache, its own included."""
+        from moecap.model.reads import entries_read
+
+        return sum(
+            size * float(entries_read(cache, context - 1, 1))
+            for (_, cache), size in zip(self.caches, self.cache_bytes, strict=True)
+        )
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -356,7 +449,18 @@ class Anatomy:
             "kv_elements_per_token": self.kv_elements_per_token,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_dtype_bytes": self.kv_dtype_bytes,
+            "kv_at": [
+                {
+                    "context_tokens": context,
+                    "cached_bytes": round(self.kv_bytes_cached(context)),
+                    "read_bytes": round(self.kv_bytes_read(context)),
+                }
+                for context in CONTEXTS
+            ],
             "state_bytes": self.state_bytes,
+            "mtp_layers": self.mtp_layers,
+            "mtp_params": self.mtp_params,
+            "mtp_bytes": self.mtp_bytes,
             "weight_bytes": self.weight_bytes,
             "stored_bytes": self.stored_bytes,
             "unread": dict(self.unread),
@@ -385,7 +489,8 @@ class Anatomy:
             )
         names = {f.name for f in fields(LayerKind)}
         try:
-            own = {f.name: data[f.name] for f in fields(cls) if f.name not in {"components", "kinds"}}
+            own = {f.name: data[f.name] for f in fields(cls) if f.name not in {"components", "kinds", *MTP_FIELDS}}
+            own |= {name: data.get(name, 0) for name in MTP_FIELDS}
             return cls(
                 **own,
                 components={name: Component(**data["components"][name]) for name in COMPONENTS},

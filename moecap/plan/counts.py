@@ -21,7 +21,9 @@ from moecap.metrics.utilization import (
     printed_kv_bytes,
     printed_model_bytes,
 )
-from moecap.model.structure import Anatomy, LayerKind
+from moecap.model.reads import entries_cached, entries_read, per_cache
+from moecap.model.reads import pairs as causal_pairs
+from moecap.model.structure import Anatomy, Cache
 from moecap.plan.target import Target, Workload
 
 ACTIVATION_BYTES = 2
@@ -74,20 +76,19 @@ def routing_profile(analysis: Iterable[Mapping[str, Any]]) -> list[np.ndarray] |
     ]
 
 
-def _windowed(anatomy: Anatomy, context: float) -> np.ndarray:
-    """Tokens of KV that one request's attention reads per kind of layer, shape (kinds,)."""
-    return np.array([min(context, k.kv_window) if k.kv_window else context for k in anatomy.kinds])
+def _read_by_one(anatomy: Anatomy, context: float) -> np.ndarray:
+    """Entries of each cache that one request's next token reads at a context, shape (caches,)."""
+    return per_cache(anatomy, lambda cache: entries_read(cache, context - 1, 1))
 
 
-def kv_copies(kind: LayerKind, devices: int) -> float:
-    """How often the KV of a layer is held over the devices: copied where there are fewer KV heads than devices."""
-    heads = 1 if kind.attention == "latent" else kind.kv_heads
-    return max(1.0, devices / heads) if heads else 1.0
+def kv_copies(cache: Cache, devices: int) -> float:
+    """How often a cache is held over the devices: copied where there are fewer KV heads than devices."""
+    return max(1.0, devices / cache.heads) if cache.heads else 1.0
 
 
-def _copied(anatomy: Anatomy, context: np.ndarray, devices: int) -> np.ndarray:
-    """Context scaled by the copies of KV, so that the bytes come out as all devices together read them."""
-    return context * np.array([kv_copies(k, devices) for k in anatomy.kinds])
+def _copied(anatomy: Anatomy, entries: np.ndarray, devices: int) -> np.ndarray:
+    """Entries scaled by the copies of each cache, so that the bytes come out as all devices together read them."""
+    return entries * per_cache(anatomy, lambda cache: kv_copies(cache, devices))
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def steps(
     if batch.size == 0 or (batch < 1).any():
         raise MoecapError(f"Batch sizes must be at least 1; given: {list(batch_sizes)}.")
     middle = workload.prompt_tokens + workload.output_tokens / 2
-    context = _windowed(anatomy, middle)
+    context = _read_by_one(anatomy, middle)
     copied = batch[:, None] * _copied(anatomy, context, devices)
     unique = expected_unique_experts(anatomy, batch, profile)
     given = {"tokens": batch, "requests": batch, "context_tokens": copied}
@@ -130,8 +131,8 @@ def steps(
     )
 
     prompt = batch * workload.prompt_tokens
-    cached = _windowed(anatomy, workload.prompt_tokens)
-    pairs = np.array([causal_pairs(workload.prompt_tokens, k.kv_window) for k in anatomy.kinds])
+    cached = per_cache(anatomy, lambda cache: entries_read(cache, 0, workload.prompt_tokens))
+    pairs = per_cache(anatomy, lambda cache: causal_pairs(cache, 0, workload.prompt_tokens))
     prefill_read = sum(
         complete_bytes(
             anatomy,
@@ -144,7 +145,8 @@ def steps(
     prefill_flops = sum(
         complete_flops(anatomy, tokens=prompt, requests=batch, attention_pairs=batch[:, None] * pairs).values()
     )
-    longest = _copied(anatomy, _windowed(anatomy, workload.prompt_tokens + workload.output_tokens), devices)
+    longest = workload.prompt_tokens + workload.output_tokens
+    kept = _copied(anatomy, per_cache(anatomy, lambda cache: entries_cached(cache, longest)), devices)
     kv = np.asarray(printed_kv_bytes(anatomy, batch[:, None] * context))
     return Steps(
         batch=batch,
@@ -156,16 +158,9 @@ def steps(
         printed_bytes=np.asarray(printed_activated_bytes(anatomy, unique)) + kv,
         printed_dense_bytes=printed_model_bytes(anatomy) + kv,
         kv_bytes=kv,
-        request_bytes=float(printed_kv_bytes(anatomy, longest)) + anatomy.state_bytes,
+        request_bytes=float(printed_kv_bytes(anatomy, kept)) + anatomy.state_bytes,
         unique_experts=unique.mean(axis=1) if unique.shape[1] else np.zeros(len(batch)),
     )
-
-
-def causal_pairs(tokens: int, window: int | None) -> float:
-    """(query, key) pairs of a causal prefill, each query seeing at most ``window`` keys."""
-    if not window or window >= tokens:
-        return tokens * (tokens + 1) / 2
-    return window * (window + 1) / 2 + (tokens - window) * window
 
 
 def roofline_s(read_bytes: np.ndarray, flops: np.ndarray, target: Target) -> np.ndarray:
@@ -194,7 +189,7 @@ def required_bytes_per_s(
 
 
 def _counted_bytes(anatomy: Anatomy, batch: np.ndarray, context: float, dense: bool) -> np.ndarray:
-    kv = np.asarray(printed_kv_bytes(anatomy, batch[:, None] * _windowed(anatomy, context)))
+    kv = np.asarray(printed_kv_bytes(anatomy, batch[:, None] * _read_by_one(anatomy, context)))
     if dense:
         return printed_model_bytes(anatomy) + kv
     return np.asarray(printed_activated_bytes(anatomy, expected_unique_experts(anatomy, batch))) + kv

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from moecap.model.meta import anatomy
+from moecap.model.counted import anatomy
 from moecap.model.parallel import per_device
 
 # (total B, active B with the whole embedding and head, layers, MoE layers, experts, top-k, KV elements per token)

@@ -18,8 +18,11 @@ from hypothesis import strategies as st  # noqa: E402
 import moecap  # noqa: E402
 from moecap.cli import main  # noqa: E402
 from moecap.errors import MoecapError  # noqa: E402
-from moecap.model.meta import Refused, anatomy, build, load_config, skeleton  # noqa: E402
+from moecap.model.built import build, load_config  # noqa: E402
+from moecap.model.counted import anatomy  # noqa: E402
 from moecap.model.parallel import per_device, split_layers  # noqa: E402
+from moecap.model.reader import skeleton  # noqa: E402
+from moecap.model.skeleton import Refused  # noqa: E402
 from moecap.model.structure import COMPONENTS, Anatomy  # noqa: E402
 
 
@@ -218,7 +221,7 @@ def test_kv_of_latent_attention_is_what_a_real_cache_keeps(rank, rope, experts, 
 @pytest.mark.parametrize("config", [mixtral(), deepseek(), qwen2_moe()], ids=["mixtral", "deepseek_v3", "qwen2_moe"])
 def test_kv_and_routing_against_the_running_model(config):
     """A real forward pass: the cache holds what was predicted, and a token's experts are top_k."""
-    from moecap.model.meta import measure
+    from moecap.model.running import measure
 
     a = anatomy(config)
     measured = measure(load_config(config))

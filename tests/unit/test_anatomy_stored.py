@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecap.errors import MoecapError
-from moecap.model.meta import anatomy, skeleton
+from moecap.model.counted import anatomy
+from moecap.model.reader import skeleton
 from moecap.model.stored import (
     DTYPE_BITS,
     Recipe,

@@ -11,7 +11,7 @@ import yaml
 from moecap.campaign.campaign import Campaign
 from moecap.cluster.requests import Cluster
 from moecap.cluster.site import SLURM_LOGS, Site, load_site
-from moecap.model.meta import anatomy
+from moecap.model.counted import anatomy
 from moecap.model.stored import planned_bytes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,9 @@ import pytest
 
 from moecap import s_mbu, s_mfu
 from moecap.metrics import utilization as u
-from moecap.metrics.steps import attention_pairs, step_table
+from moecap.metrics.steps import step_table
 from moecap.metrics.table import AMOUNTS, Peaks, metrics_table, peaks_of, replication_of, step_amounts
+from moecap.model.reads import pairs as attention_pairs
 from moecap.model.stored import recipe_from_quantization_config
 
 from .systems import FakeRouting, anatomy_of, deepseek_v3, make_run, qwen3_30b, requests_of, schedule_of, small
@@ -97,9 +98,7 @@ def test_d2_attention_flops_are_not_multiplied_by_the_batch():
 
 def test_d3_prefill_attention_is_causal():
     anatomy = qwen3_30b()
-    pairs = sum(
-        attention_pairs(np.array([start]), np.array([2048]), anatomy.kinds[0])[0] for start in range(0, 16384, 2048)
-    )
+    pairs = sum(attention_pairs(anatomy.kinds[0].caches[0], start, 2048) for start in range(0, 16384, 2048))
     flops = u.complete_flops(anatomy, tokens=[16384], requests=[1], attention_pairs=[[pairs]])["attention_scores"][0]
     assert flops / 0.4 / FLOPS == pytest.approx(0.267, rel=0.005)  # theirs: 0.533
 
@@ -171,7 +170,7 @@ def test_d12_a_compressed_checkpoint_is_called_by_what_it_stores(layout, bits, k
 
 def test_d14_a_models_name_does_not_matter():
     pytest.importorskip("transformers")
-    from moecap.model.meta import anatomy as count
+    from moecap.model.counted import anatomy as count
 
     # No word of "DeepSeek" in its name, but its attention: 61 × (512 + 64). Theirs: 874,496.
     assert count("kimi-k2").kv_elements_per_token == 35_136

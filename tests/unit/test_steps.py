@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from moecap.errors import MoecapError
 from moecap.io import read_metadata
 from moecap.metrics import steps as steps_module
-from moecap.metrics.steps import STEP_SCHEMA, attention_pairs, context_read, step_batches, step_table, write_steps
+from moecap.metrics.steps import STEP_SCHEMA, step_batches, step_table, write_steps
+from moecap.model.reads import entries_read, pairs
 from moecap.model.structure import LayerKind
 from moecap.routing.store import RoutingWriter
 from moecap.routing.store import read as read_routing
@@ -127,22 +128,23 @@ def test_a_preempted_request_that_the_prefix_cache_takes_up_beyond_its_prompt():
 @given(first=st.integers(0, 60), tokens=st.integers(1, 40), window=st.integers(1, 30), chunked=st.booleans())
 def test_windows(first, tokens, window, chunked):
     kind = LayerKind(count=1, kv_elements_per_token=2, kv_window=window, attention="chunked" if chunked else "sliding")
+    (cache,) = kind.caches
     seen = [
         [p for p in range(q + 1) if (p // window == q // window if chunked else p > q - window)]
         for q in range(first, first + tokens)
     ]
     a, b = np.array([first]), np.array([tokens])
     if not chunked:
-        assert context_read(a, b, kind) == [len(set().union(*seen))]
+        assert entries_read(cache, a, b) == [len(set().union(*seen))]
     else:  # what lies between is read too: chunks are contiguous from the first query's on
-        assert context_read(a, b, kind) == [first + tokens - first // window * window]
-    assert attention_pairs(a, b, kind) == [sum(map(len, seen))]
+        assert entries_read(cache, a, b) == [first + tokens - first // window * window]
+    assert pairs(cache, a, b) == [sum(map(len, seen))]
 
 
 def test_linear_attention_reads_no_context():
     kind = LayerKind(count=1, attention="linear", state_bytes=10, query_heads=4, qk_head_dim=8, v_head_dim=8)
-    assert context_read(np.array([5]), np.array([3]), kind) == [0]
-    assert attention_pairs(np.array([5]), np.array([3]), kind) == [0]
+    assert entries_read(kind.caches[0], np.array([5]), np.array([3])) == [0]
+    assert pairs(kind.caches[0], np.array([5]), np.array([3])) == [0]
 
 
 def test_dense_model_needs_no_routing():

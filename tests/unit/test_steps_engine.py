@@ -15,7 +15,7 @@ from moecap.engines.base import load
 from moecap.engines.tokens import sequence_hash
 from moecap.engines.vllm.replay import attach, collect
 from moecap.metrics.steps import step_table
-from moecap.model.meta import anatomy
+from moecap.model.counted import anatomy
 from moecap.routing import decode_trace, replay
 
 from .test_engines import checkpoint, prompts, spec  # noqa: F401

@@ -86,7 +86,7 @@ def test_rows_tables_and_verdicts(narrow: None) -> None:
 def test_the_whole_model_is_olmoe_as_published() -> None:
     from transformers import AutoConfig
 
-    from moecap.model.meta import anatomy
+    from moecap.model.counted import anatomy
 
     config = dict(validate.resolve("olmoe-1b-7b").config)
     shape = AutoConfig.for_model(config.pop("model_type"), **config)

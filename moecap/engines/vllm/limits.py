@@ -130,7 +130,7 @@ def _has_dense_layers(config: Mapping[str, Any]) -> bool:
 
 
 def sizes_of_shapes(shapes: Mapping[str, Any]) -> Sizes:
-    """Sizes from shapes that the catalogue states as data (:func:`moecap.model.meta.from_shapes`)."""
+    """Sizes from shapes that the catalogue states as data (:func:`moecap.model.shapes.from_shapes`)."""
     hidden, layers = shapes.get("hidden_size"), list(shapes.get("layers") or ())
     memories = [layer.get("memory") or {} for layer in layers]
     heads = {
