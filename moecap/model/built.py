@@ -147,7 +147,7 @@ def declared(cls: type[PretrainedConfig]) -> set[str]:
     """The keys that a config class says it takes."""
     from dataclasses import fields
 
-    return {field.name for field in fields(cls)} | set(cls.attribute_map) | set(cls.sub_configs)  # type: ignore[arg-type]
+    return {field.name for field in fields(cls)} | set(cls.attribute_map) | set(cls.sub_configs)
 
 
 def build(config: PretrainedConfig, device: str = "meta") -> PreTrainedModel:

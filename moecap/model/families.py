@@ -139,7 +139,7 @@ def from_family(family: Family, data: Mapping[str, Any]) -> Skeleton:
     own = data.get(family.text) if family.text else data
     if not isinstance(own, Mapping):
         raise MoecapError(f"This {data.get('model_type')} config has no {family.text!r}.")
-    names = _Names(own | {k: v for k, v in family.defaults.items() if k not in own}, str(data.get("model_type")))
+    names = _Names({**family.defaults, **own}, str(data.get("model_type")))
     _check_requirements(family, names)
     for name, expression in family.sizes.items():
         names.add(name, names.value(expression))

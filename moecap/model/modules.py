@@ -51,7 +51,8 @@ def _arguments(cls: type) -> frozenset[str]:
 
 def takes_cache(module: torch.nn.Module) -> bool:
     """Whether a module keeps state between tokens: attention of some kind."""
-    return bool(_arguments(type(module)) & CACHE_ARGUMENTS)
+    cls: type = type(module)
+    return bool(_arguments(cls) & CACHE_ARGUMENTS)
 
 
 def is_norm(module: torch.nn.Module) -> bool:

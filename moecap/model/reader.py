@@ -487,7 +487,7 @@ def text_model(model: PreTrainedModel) -> torch.nn.Module:
             if module is None:
                 break
         if module is not None:
-            return module  # type: ignore[no-any-return]
+            return module
     return model
 
 

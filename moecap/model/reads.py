@@ -1,6 +1,7 @@
 """What a layer keeps of a context and what a query reads of it: windows, chunks, compression and top-k, only here.
 
-Functions of a :class:`~moecap.model.structure.Cache` and of positions, in entries of that cache; numbers or arrays. Bytes are entries times :attr:`~moecap.model.structure.Anatomy.cache_bytes`.
+Functions of a :class:`~moecap.model.structure.Cache` and of positions, in entries of that cache; numbers or arrays.
+Bytes are entries times :attr:`~moecap.model.structure.Anatomy.cache_bytes`.
 """
 
 from __future__ import annotations

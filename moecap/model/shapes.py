@@ -44,7 +44,7 @@ def from_shapes(shapes: Mapping[str, Any]) -> Skeleton:
                         component = names.get(key, key)
                         copies = experts if key == "expert" else 1
                         name = f"layers.{number}.{key}.{i}"
-                        matrix = ()
+                        matrix: tuple[Matrix, ...] = ()
                         if len(shape) == 2:
                             plain = component not in {"router", "norms"}
                             matrix = (Matrix(shape[0], shape[1], name, copies, plain),)

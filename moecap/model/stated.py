@@ -53,7 +53,7 @@ def check_stated(found: Skeleton, stated: Mapping[str, Any], config: PretrainedC
     switches = {key: value for key, value in stated.items() if config_keys().flag(key)}
     wrong = [
         *_other_facts(found, own, text),
-        *_other_flags(found, switches | own, text),
+        *_other_flags(found, {**switches, **own}, text),
         *_other_patterns(found, own, text),
     ]
     unread = [key for key in own if _is_unread(key, own, text)]

@@ -481,7 +481,7 @@ class Anatomy:
             MoecapError: a key is missing, or the file was written by another version of the format.
         """
         if isinstance(data, str):
-            data = json.loads(data)
+            return cls.from_json(json.loads(data))
         if data.get("schema_version") != SCHEMA_VERSION:
             raise MoecapError(
                 f"This anatomy has schema_version {data.get('schema_version')!r}, this version reads "
@@ -489,7 +489,9 @@ class Anatomy:
             )
         names = {f.name for f in fields(LayerKind)}
         try:
-            own = {f.name: data[f.name] for f in fields(cls) if f.name not in {"components", "kinds", *MTP_FIELDS}}
+            own: dict[str, Any] = {
+                f.name: data[f.name] for f in fields(cls) if f.name not in {"components", "kinds", *MTP_FIELDS}
+            }
             own |= {name: data.get(name, 0) for name in MTP_FIELDS}
             return cls(
                 **own,
