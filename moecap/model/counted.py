@@ -45,7 +45,7 @@ def anatomy(
         MoecapError: an unknown model, a checkpoint that is truncated or does not fit its config, top-k over experts.
         Refused: modules that could not be told apart.
 
-    >>> anatomy("mixtral-8x7b").total_params  # doctest: +SKIP
+    >>> anatomy("mixtral-8x7b").total_params
     46702792704
     """
     found = resolve(model, catalogue=catalogue)
