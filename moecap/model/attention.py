@@ -202,7 +202,7 @@ class AttentionReader:
             raise self.refuse(f"the indexer of {name} does not state its heads or has no keys.")
         tokens = attribute((indexer,), COMPRESS_WORDS) or 1
         elements = head_dim if tokens > 1 else out_features(key)
-        return Cache(elements, tokens=tokens, heads=1, flops_per_pair=2 * heads * head_dim)
+        return Cache(elements, tokens=tokens, heads=1, flops_per_pair=2 * heads * head_dim, index=True)
 
     def _read_limit(self, indexer: Any, holder: Any, name: str) -> int:
         holders = [h for h in (indexer, holder, self.config) if h is not None]

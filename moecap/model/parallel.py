@@ -17,7 +17,7 @@ from math import ceil
 from typing import Literal
 
 from moecap.errors import MoecapError
-from moecap.model.structure import COMPONENTS, LAYER_COMPONENTS, Anatomy, LayerKind
+from moecap.model.structure import COMPONENTS, LAYER_COMPONENTS, Anatomy, Cache, LayerKind
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,13 @@ def kv_share(kind: LayerKind, tp: int) -> Fraction:
     return Fraction(ceil(Fraction(kind.kv_heads, tp)), kind.kv_heads)
 
 
+def _shard_cache(cache: Cache, tp: int) -> Cache:
+    """A rank's part of a cache: whole KV heads and its own query heads; all of what an indexer has."""
+    share = Fraction(ceil(Fraction(cache.heads, tp)), cache.heads) if cache.heads else Fraction(1, tp)
+    flops = cache.flops_per_pair if cache.index else cache.flops_per_pair // tp
+    return replace(cache, elements=round(cache.elements * share), flops_per_pair=flops)
+
+
 def _check_heads(model: str, kind: LayerKind, tp: int) -> None:
     if kind.query_heads and kind.query_heads % tp:
         raise MoecapError(f"tp is {tp}, which does not divide the {kind.query_heads} attention heads of {model}.")
@@ -184,8 +191,13 @@ def _shard(kind: LayerKind, tp: int, ep: int, dp: int, shared: str) -> LayerKind
     def part(value: float, share: Fraction) -> int:
         return round(Fraction(value).limit_denominator(10**6) * share)
 
+    kept = part(kind.kv_elements_per_token, keys)
+    caches = tuple(_shard_cache(cache, tp) for cache in kind.cache_parts)
+    if caches:
+        kept = round(sum(cache.elements / cache.tokens for cache in caches))
     return replace(
         kind,
+        cache_parts=caches,
         attention_bytes=part(kind.attention_bytes, attention),
         attention_flops=part(kind.attention_flops, attention),
         expert_bytes=float(Fraction(kind.expert_bytes).limit_denominator(10**6) * cut),
@@ -194,8 +206,8 @@ def _shard(kind: LayerKind, tp: int, ep: int, dp: int, shared: str) -> LayerKind
         shared_flops=part(kind.shared_flops, shared_part),
         dense_mlp_bytes=part(kind.dense_mlp_bytes, Fraction(1, tp)),
         dense_mlp_flops=part(kind.dense_mlp_flops, Fraction(1, tp)),
-        kv_elements_per_token=part(kind.kv_elements_per_token, keys),
-        kv_bytes_per_token=part(kind.kv_bytes_per_token, keys),
+        kv_elements_per_token=kept,
+        kv_bytes_per_token=round(kept * kind.kv_dtype_bytes) if caches else part(kind.kv_bytes_per_token, keys),
         cross_kv_elements_per_token=part(kind.cross_kv_elements_per_token, keys),
         state_bytes=part(kind.state_bytes, Fraction(1, tp)),
         query_heads=kind.query_heads // tp,

@@ -69,6 +69,7 @@ class Cache:
         read_limit: entries that one query reads at most (sparse attention); None: all that are kept.
         heads: KV heads, over which tensor parallelism splits the entry; 1: it is whole on every rank; 0: it has none.
         flops_per_pair: FLOP for one query and one entry that it reads.
+        index: it holds the keys by which an indexer chooses what is read of the others; whole on every rank.
     """
 
     elements: int
@@ -78,6 +79,7 @@ class Cache:
     read_limit: int | None = None
     heads: int = 0
     flops_per_pair: int = 0
+    index: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,18 @@ class LayerKind:
     def kv_dtype_bytes(self) -> float:
         """Bytes of a KV element; 0 where the layer keeps none."""
         return self.kv_bytes_per_token / self.kv_elements_per_token if self.kv_elements_per_token else 0.0
+
+    def kv_bytes_read(self, context: float) -> float:
+        """Bytes of KV that decoding one token reads with ``context`` tokens in the cache, its own included."""
+        from moecap.model.reads import entries_read
+
+        return self.kv_dtype_bytes * sum(c.elements * float(entries_read(c, context - 1, 1)) for c in self.caches)
+
+    def score_flops(self, first: float, tokens: float) -> float:
+        """FLOP of the attention scores of computing positions ``first`` to ``first + tokens - 1``."""
+        from moecap.model.reads import pairs
+
+        return sum(cache.flops_per_pair * float(pairs(cache, first, tokens)) for cache in self.caches)
 
     @property
     def params(self) -> int:
@@ -345,12 +359,7 @@ class Anatomy:
 
     def kv_bytes_read(self, context: float) -> float:
         """Bytes of KV that decoding one token reads with ``context`` tokens in the cache, its own included."""
-        from moecap.model.reads import entries_read
-
-        return sum(
-            size * float(entries_read(cache, context - 1, 1))
-            for (_, cache), size in zip(self.caches, self.cache_bytes, strict=True)
-        )
+        return sum(kind.count * kind.kv_bytes_read(context) for kind in self.kinds)
 
     @property
     def kv_elements_per_token(self) -> int:

@@ -55,7 +55,7 @@ class Case:
 @lru_cache(maxsize=256)
 def anatomy_of(model: str, precision: str, catalogue: str | None = None) -> Anatomy:
     """A catalogue model, counted at a precision."""
-    from moecap.model.meta import anatomy
+    from moecap.model.counted import anatomy
 
     return anatomy(model, precision, catalogue=catalogue)
 

@@ -36,7 +36,7 @@ from moecap.hardware.catalogue import Speeds
 from moecap.metrics.utilization import moe_kinds
 from moecap.model.parallel import PerDevice, per_device
 from moecap.model.structure import Anatomy, LayerKind
-from moecap.plan.counts import causal_pairs, expected_unique_experts
+from moecap.plan.counts import expected_unique_experts
 from moecap.plan.names import DATA
 from moecap.plan.target import USABLE_MEMORY, Workload, stored_format
 from moecap.schema import read_yaml
@@ -281,14 +281,14 @@ class _Layers:
         return self._sum([latent.get(k.attention, 0.0) + (2 / 14 if k.shared_params else 0.0) for k in self.kinds])
 
     def kv_bytes(self, tokens: float) -> float:
-        return self._sum([k.kv_bytes_per_token * min(tokens, k.kv_window or tokens) for k in self.kinds])
+        return self._sum([k.kv_bytes_read(tokens) for k in self.kinds])
 
     @property
     def attention_flops(self) -> float:
         return self._sum([k.attention_flops for k in self.kinds])
 
     def score_flops(self, tokens: float) -> float:
-        return self._sum([k.score_flops_per_pair * min(tokens, k.kv_window or tokens) for k in self.kinds])
+        return self._sum([k.score_flops(tokens - 1, 1) for k in self.kinds])
 
     @property
     def dense_flops(self) -> float:
@@ -322,7 +322,7 @@ def _prefill(
     """One request's prefill: (FLOP / peak, activations, bytes over links), shape (3,)."""
     prompt, width = workload.prompt_tokens, parallel.tp * parallel.dp
     products = prompt * sum(k.count * k.flops_per_token for k in anatomy.kinds)
-    scores = sum(k.count * k.score_flops_per_pair * causal_pairs(prompt, k.kv_window) for k in anatomy.kinds)
+    scores = sum(k.count * k.score_flops(0, prompt) for k in anatomy.kinds)
     row = prompt * anatomy.layers * anatomy.hidden_size * ACTIVATION_BYTES
     moved = 2 * row / link if link and width > 1 else 0.0
     return np.array([products / width / peak + scores / width / peak16, row / bandwidth, moved])
