@@ -20,6 +20,9 @@ from typing import Any
 
 from moecap.errors import MoecapError, PermanentError, nearest
 
+#: Seconds to load a checkpoint, where the catalogue does not say.
+LOAD_S = 7200.0
+
 
 def kinds() -> list[str]:
     """Kinds of engine (catalogue key `kind`): KIND_engine.py or KIND/engine.py in this folder. Entries of one kind
@@ -98,7 +101,9 @@ class EngineSpec:
     """All that an engine needs to load a checkpoint.
 
     ``options`` are the engine's own (the catalogue's ``options``, changed by nobody in between); ``context_tokens`` the
-    longest prompt and output that will be asked for; ``max_num_seqs`` the largest batch size.
+    longest prompt and output that will be asked for; ``max_num_seqs`` the largest batch size. ``environment`` and
+    ``distribution`` say where the engine is installed and as what; ``load_s`` how long it may take to load.
+    ``log_path`` is where a server's own output goes.
     """
 
     name: str
@@ -116,6 +121,25 @@ class EngineSpec:
     seed: int = 1
     threads: int | None = None
     trust_remote_code: bool = False
+    environment: str | None = None
+    distribution: str | None = None
+    load_s: float = LOAD_S
+    log_path: str | None = None
+
+
+def spec_of(name: str, entry: Mapping[str, Any], checkpoint: str | Path, **more: Any) -> EngineSpec:
+    """An engine's spec from its catalogue entry; ``more`` are other fields of :class:`EngineSpec`."""
+    return EngineSpec(
+        name=name,
+        kind=entry["kind"],
+        device=entry["device"],
+        checkpoint=str(checkpoint),
+        options=entry.get("options") or {},
+        environment=entry.get("environment"),
+        distribution=entry.get("distribution"),
+        load_s=(entry.get("timeouts") or {}).get("load_s", LOAD_S),
+        **more,
+    )
 
 
 class Engine(ABC):

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from moecap import io
-from moecap.engines.base import Engine, EngineSpec, RunResult, library_versions
+from moecap.engines.base import LOAD_S, Engine, EngineSpec, RunResult, library_versions, spec_of
 from moecap.engines.base import load as load_engine
 from moecap.engines.tokens import sequence_hash
 from moecap.errors import MoecapError, PermanentError
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 # Part of every key: raise it when what is measured, or how, changes, so that old entries are no longer used.
 PROTOCOL = 2
 STALL_S = 900.0
-LOAD_S = 7200.0
 # Smaller checkpoints are hashed before they are loaded; a larger one would take minutes.
 VERIFY_BYTES = 2 * 2**30
 
@@ -314,7 +313,7 @@ def _plan(
             key: value
             for key, value in asdict(spec).items()
             # Where the checkpoint lies does not matter; room for more or longer requests does not change a run.
-            if key not in ("checkpoint", "max_num_seqs", "context_tokens")
+            if key not in ("checkpoint", "max_num_seqs", "context_tokens", "environment", "load_s", "log_path")
         },
         "libraries": library_versions(),
         "hardware": dict(hardware),
@@ -646,12 +645,10 @@ def engine_spec(
 ) -> EngineSpec:
     """An engine's spec from its catalogue entry and a row of the deployment table."""
     parallelism = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
-    return EngineSpec(
-        name=name,
-        kind=entry["kind"],
-        device=entry["device"],
-        checkpoint=str(checkpoint),
-        options=entry.get("options") or {},
+    return spec_of(
+        name,
+        entry,
+        checkpoint,
         offload=deployment.get("offload", "none"),
         **{key: int(deployment.get(key, 1)) for key in parallelism},
         **more,
