@@ -34,7 +34,7 @@ def snakemake(*arguments: str, cwd: Path = ROOT, timeout: float = 1800, **env: s
 @pytest.fixture
 def zen(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine, for checks, is one whose CPU has kernels for everything in the demo, whatever it really is."""
-    from moecap.engines.base import Machine
+    from moecap.engines.capabilities import Machine
 
     cpu = Machine(
         "this-machine",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from moecap.engines.catalogue import EngineEntry
 from moecap.errors import MoecapError, nearest
 from moecap.hardware import catalogue as hardware
 from moecap.paths import PROJECT_CATALOGUE, catalogue_layers
@@ -115,29 +116,6 @@ class DatasetEntry(Strict):
         """What a timed run depends on."""
         keys = {"task", "kind", "num_fewshot", "chat_template", "output_tokens"}
         return self.model_dump(mode="json", include=keys)
-
-
-class EngineEntry(Strict):
-    """One build or setting of an engine, and what it can do."""
-
-    kind: str
-    device: Literal["cpu", "cuda", "rocm"]
-    environment: str
-    distribution: str
-    container: str | None = None
-    options: dict[str, Any] = Field(default={})
-    lm_eval: dict[str, Any] = Field(default={})
-    timeouts: dict[str, float] = Field(default={})
-    instead: str | None = None
-    capabilities: dict[str, Any]
-
-    def for_performance(self) -> dict[str, Any]:
-        """What a timed run depends on: not the container's name, nor how accuracy is evaluated."""
-        return self.model_dump(mode="json", include={"kind", "device", "options", "timeouts", "capabilities"})
-
-    def for_accuracy(self) -> dict[str, Any]:
-        """What an accuracy result depends on."""
-        return self.model_dump(mode="json", include={"kind", "device", "lm_eval"})
 
 
 Entry = TypeVar("Entry", bound=BaseModel)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from moecap.accuracy.evaluate import check_task
 from moecap.campaign.deployments import PARALLELISM, Deployment, row_lines
 from moecap.cost.deployment import settings
-from moecap.engines.base import Machine, catalogue_machine, check_can_serve, kinds, this_machine
+from moecap.engines.base import kinds
+from moecap.engines.capabilities import Machine, catalogue_machine, check_can_serve, this_machine
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.hardware.catalogue import System
 from moecap.model.offload import read_arguments
@@ -198,7 +199,7 @@ class Checks:
 
     def _check_engine(self, row: Deployment, where: str) -> None:
         check_can_serve(
-            self.campaign.engine(row.engine).model_dump(),
+            self.campaign.engine(row.engine),
             self.campaign.precision(row.precision).for_serving(),
             machine_of(row.hardware, self.campaign.catalogue.hardware.find(row.hardware)),
             engine=row.engine,

@@ -742,7 +742,8 @@ def run_job(
         threads: CPU threads for an engine that runs on the CPU.
     """
     from moecap.checkpoints.demo import local_data
-    from moecap.engines.base import check_can_serve, this_machine
+    from moecap.engines.capabilities import check_can_serve, this_machine
+    from moecap.engines.catalogue import EngineEntry
     from moecap.hardware import machine as machines
     from moecap.provenance import provenance
 
@@ -773,7 +774,7 @@ def run_job(
             wanted |= {"gpu_names": expected["fingerprint"]["gpus"], "gpus": -(-int(deployment["devices"]) // nodes)}
         machines.check_is(wanted, machines.detect(), deployment["hardware"])
         check_can_serve(
-            entry,
+            EngineEntry.model_validate(entry),
             run.get("precision") or deployment["precision"],
             this_machine(deployment["hardware"]),
             engine=deployment["engine"],

@@ -13,7 +13,7 @@ from moecap.campaign.campaign import Campaign
 from moecap.campaign.deployments import read_deployments
 from moecap.cap import paper
 from moecap.cli import main
-from moecap.engines.base import Machine
+from moecap.engines.capabilities import Machine
 from moecap.errors import MoecapError, PermanentError
 from tests.conftest import ROOT
 

@@ -4,27 +4,24 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecap.engines.base import (
-    EngineSpec,
+from moecap.campaign.catalogue import Catalogue
+from moecap.engines.base import EngineSpec, Request, engine_class, kinds, load
+from moecap.engines.capabilities import (
     Machine,
-    Request,
     catalogue_machine,
     check_can_serve,
-    engine_class,
-    kinds,
-    load,
     parse_cpuinfo,
     scheme_of,
     this_machine,
 )
+from moecap.engines.catalogue import known_mismatch
 from moecap.errors import MoecapError, PermanentError
 
 ROOT = Path(__file__).parents[2]
-ENGINES = yaml.safe_load((ROOT / "config/catalogue/engines.yaml").read_text())
+ENGINES = Catalogue(ROOT / "config/catalogue").engines
 OPTIONS = {"engine_args": {"enforce_eager": True, "dtype": "bfloat16", "kv_cache_memory_bytes": 2**26}}
 
 ZEN4 = parse_cpuinfo(
@@ -113,14 +110,24 @@ def test_gpus_may_be_many():
 
 def test_catalogue():
     for name, entry in ENGINES.items():
-        assert entry["kind"] in kinds(), name
-        assert entry["capabilities"]["schedule"] in ("exact", "estimated")
-        assert entry["capabilities"]["weights"] in ("stored", "dequantized")
-        assert "bf16" in entry["capabilities"]["precisions"]
-        if "instead" in entry:
-            other = ENGINES[entry["instead"]]
-            assert other["device"] == entry["device"]
-            assert {"W8A8", "W4A16"} <= set(other["capabilities"]["precisions"])
+        assert entry.kind in kinds(), name
+        assert entry.tried or entry.source, f"{name}: a template says where its command comes from"
+        if entry.instead:
+            other = ENGINES[entry.instead]
+            assert other.device == entry.device
+            assert {"W8A8", "W4A16"} <= set(other.capabilities.precisions)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENGINES.items() if entry.capabilities.wrong])
+def test_known_mismatches_are_data(name):
+    """Every one is found by its own config, and by no config that differs in any of its keys."""
+    capabilities = ENGINES[name].capabilities
+    for wrong in capabilities.wrong:
+        assert known_mismatch(capabilities, {**wrong.config, "hidden_size": 1}) is not None
+        for key in wrong.config:
+            rest = {other: value for other, value in wrong.config.items() if other != key}
+            assert known_mismatch(capabilities, rest) is None
+            assert known_mismatch(capabilities, {**rest, key: "other"}) is None
 
 
 def test_this_machine_is_known():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 #: Answers that may be another the next time.
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+#: Stands for an id that a stream left out, until the whole answer is asked for.
+LEFT_OUT = -1
 
 
 @dataclass
@@ -78,6 +83,12 @@ def complete(
     records = [
         _record(request, answer, api, start, url + api.path) for request, answer in zip(requests, answers, strict=True)
     ]
+    if api.whole is not None:
+        for request, record, body in zip(requests, records, bodies, strict=True):
+            if LEFT_OUT in record.output_token_ids or len(record.output_token_ids) < request.output_tokens:
+                _fill_in(record, {**body, **api.whole}, api, url + api.path, headers, timeout_s)
+    for request, record in zip(requests, records, strict=True):
+        _check_count(record, request, api, url + api.path)
     return RunResult(records, [], end - start, start_unix, measured)
 
 
@@ -174,12 +185,49 @@ def _record(request: Request, answer: Answer, api: Api, start: float, address: s
         if (failure := look_up(chunk, "error")) is not None:
             raise MoecapError(f"{address} sent an error in its stream: {str(failure)[:300]}")
         ids = look_up(chunk, api.token_ids)
-        for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
-            record.output_token_ids.append(int(token))
-            record.token_times_s.append(when - start)
+        new = [int(token) for token in (ids if isinstance(ids, list) else [] if ids is None else [ids])]
+        counted = look_up(chunk, api.counted) if api.counted else None
+        if isinstance(counted, int):
+            new = [LEFT_OUT] * (counted - len(record.output_token_ids) - len(new)) + new
+        record.output_token_ids += new
+        record.token_times_s += [when - start] * len(new)
         record.finish_reason = look_up(chunk, api.finish_reason) or record.finish_reason
-    _check_count(record, request, api, address)
     return record
+
+
+def _fill_in(
+    record: RequestRecord,
+    body: Mapping[str, Any],
+    api: Api,
+    address: str,
+    headers: Mapping[str, str] | None,
+    timeout_s: float | None,
+) -> None:
+    """Ids that the stream left out, from the same answer in one piece; those that it gave must be the same.
+
+    Raises:
+        MoecapError: they are not: the server did not answer the same twice.
+    """
+    question = urllib.request.Request(
+        address,
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", **(headers or {})},
+        method="POST",
+    )
+    try:
+        with urllib.request.urlopen(question, timeout=timeout_s) as answer:
+            whole = look_up(json.loads(answer.read()), api.token_ids)
+    except (OSError, ValueError) as error:
+        raise MoecapError(f"{address}: the answer in one piece could not be had: {error}") from error
+    given = record.output_token_ids
+    ids = [int(token) for token in whole] if isinstance(whole, list) else []
+    if any(a not in (LEFT_OUT, b) for a, b in zip(given, ids, strict=False)) or len(ids) < len(given):
+        raise MoecapError(
+            f"{address}: the stream left out ids of tokens, and the same question asked in one piece was answered "
+            "otherwise; they cannot be filled in. Measure at a smaller batch size, or with another engine."
+        )
+    record.token_times_s += record.token_times_s[-1:] * (len(ids) - len(given))
+    record.output_token_ids = ids
 
 
 def _check_count(record: RequestRecord, request: Request, api: Api, address: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from moecap.engines.server import keeper
 from moecap.engines.server.settings import ServerOptions, fill_command
 from moecap.errors import MoecapError, PermanentError
+from moecap.provenance import PACKAGE
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,15 @@ def start(
     for attempt in range(PORT_TRIES):
         port = free_port()
         scratch = Path(tempfile.mkdtemp(prefix="moecap-server-"))
-        known = {**values, "host": HOST, "port": port, "python": python, "bin": python.parent, "scratch": scratch}
+        known = {
+            **values,
+            "host": HOST,
+            "port": port,
+            "python": python,
+            "bin": python.parent,
+            "scratch": scratch,
+            "package": PACKAGE,
+        }
         command = fill_command(options.command, known)
         environment = dict(zip(options.env, fill_command(tuple(map(str, options.env.values())), known), strict=True))
         if shutil.which(command[0]) is None:

@@ -16,6 +16,7 @@ from moecap.schema import Strict
 PLACEHOLDERS = {
     "python": "the interpreter of the engine's environment",
     "bin": "the folder of that interpreter, for the commands beside it",
+    "package": "the folder of this library, for what it runs in other environments",
     "checkpoint": "the checkpoint's folder",
     "gguf": "the checkpoint's GGUF file",
     "host": "the address that the server listens on (loopback)",
@@ -49,6 +50,14 @@ class Api(Strict):
         default="choices.0.token_ids", description="where a chunk has its new token ids; null: the server gives none"
     )
     finish_reason: str | None = "choices.0.finish_reason"
+    counted: str | None = Field(
+        default=None,
+        description="where a chunk says how many tokens there are so far, for servers that leave ids out of a stream",
+    )
+    whole: dict[str, Any] | None = Field(
+        default=None,
+        description="keys of the body that ask for the answer in one piece, after the timed run, to fill in such ids",
+    )
     logprobs: Literal["openai", "llamacpp"] | None = Field(
         default=None, description="how log-probabilities of next tokens are asked for; null: not to be had"
     )

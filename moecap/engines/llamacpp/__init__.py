@@ -1,0 +1,1 @@
+"""What runs in the environment that has llama.cpp as a wheel."""
