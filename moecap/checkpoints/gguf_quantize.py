@@ -3,9 +3,9 @@
     python gguf_quantize.py SOURCE OUTPUT TYPE
 
 The kernels are ggml's (``ggml_quantize_chunk`` of the library that serves the file afterwards). Which tensor gets which
-type follows llama.cpp's ``llama-quantize`` (src/llama-quant.cpp of build 11549): norms and routers stay as they are; the
-output matrix, and of the ``_M`` mixes some values and down-projections, get more bits; a row that is no multiple of a
-type's block falls back to the next type with blocks of 32.
+type follows llama.cpp's ``llama-quantize`` (src/llama-quant.cpp of build 11549): norms and routers stay as they are,
+the output matrix, and of the ``_M`` mixes some values and down-projections, get more bits; a row that is no multiple
+of a block falls back to the next type with blocks of 32.
 """
 
 from __future__ import annotations

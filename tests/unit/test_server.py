@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moecap.campaign.catalogue import Catalogue
 from moecap.engines import base
 from moecap.engines.base import Engine, Request, RequestRecord
 from moecap.engines.server import process
@@ -248,3 +249,40 @@ def test_a_pause_is_no_step() -> None:
     early, late = RequestRecord([1], [1], 0.0, [0.1]), RequestRecord([1], [1], 5.0, [5.2])
     steps = estimate_steps([early, late])
     assert [(s.start_s, round(s.wall_s, 6)) for s in steps] == [(0.0, 0.1), (5.0, 0.2)]
+
+
+CATALOGUE = Catalogue(Path(__file__).parents[2] / "config/catalogue").engines
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.kind == "server"])
+def test_every_command_of_the_catalogue_starts_a_stand_in(name: str, tmp_path: Path) -> None:
+    """The entry's own command line, health address and request, with a stand-in where its program would be."""
+    known = CATALOGUE[name]
+    options = {**known.options, "command": [sys.executable, STANDIN, "{port}", "", "--", *known.options["command"]]}
+    entry = known.model_dump() | {"options": options, "environment": None, "distribution": None}
+    given = base.spec_of(name, entry | {"timeouts": {"load_s": 20}}, tmp_path, max_num_seqs=4, context_tokens=64)
+    with base.load(given) as engine:
+        if known.options["api"]["token_ids"] is None:
+            with pytest.raises(PermanentError, match="gave no token ids"):
+                engine.run(REQUESTS[:2])
+            return
+        result = engine.run(REQUESTS[:2])
+    assert [len(record.output_token_ids) for record in result.requests] == [5, 5]
+
+
+def test_an_endpoint_is_asked_with_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(spec("key")) as url:
+        options = {"url": url, "key_variable": "SOME_KEY", "model": "m", "api": {"body": BODY}}
+        remote = base.spec_of("far", {"kind": "remote", "device": "remote", "options": options}, "", max_num_seqs=8)
+        monkeypatch.delenv("SOME_KEY", raising=False)
+        with pytest.raises(PermanentError, match="SOME_KEY holds no key"), base.load(remote):
+            pass
+        monkeypatch.setenv("SOME_KEY", "right")
+        with base.load(remote) as engine:
+            result = engine.run(REQUESTS)
+            assert engine.schedule == "estimated" and result.window is None
+        assert [len(r.output_token_ids) for r in result.requests] == [5, 5, 3]
+        monkeypatch.setenv("SOME_KEY", "wrong")
+        with base.load(remote) as engine, pytest.raises(PermanentError, match="answered 401") as caught:
+            engine.run(REQUESTS)
+        assert "wrong" not in str(caught.value)

@@ -2,8 +2,8 @@
 
     python serve.py GGUF HOST PORT CONTEXT_TOKENS SLOTS THREADS
 
-Runs in the environment that has ``xllamacpp`` (llama.cpp as a wheel), outside of the package. ``CONTEXT_TOKENS`` are those
-of one of ``SLOTS`` requests at a time. SIGTERM ends it.
+Runs in the environment that has ``xllamacpp`` (llama.cpp as a wheel), outside of the package. ``CONTEXT_TOKENS`` are
+those of one of ``SLOTS`` requests at a time. SIGTERM ends it.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def sizes_of_config(config: Mapping[str, Any]) -> Sizes:
         return sizes_of_shapes(config["shapes"])
     flat: dict[str, Any] = dict(config)
     for part in _PARTS:
-        flat |= flat.get(part) if isinstance(flat.get(part), Mapping) else {}
+        inner = flat.get(part)
+        flat |= inner if isinstance(inner, Mapping) else {}
 
     def find(what: str) -> int | None:
         values = (flat.get(name) for name in _NAMES[what])

@@ -1,0 +1,65 @@
+"""An endpoint that somebody else runs: asked like a server of one's own, neither started nor ended.
+
+What it draws is unknown and stays null; what it costs is its price per token. Who else it serves at the same time, and
+on what hardware, nobody tells: its times are those of a shared service.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from moecap.engines.base import Engine, EngineSpec, Request, RunResult, Window, no_window
+from moecap.engines.server.client import complete
+from moecap.engines.server.schedule import estimate_steps
+from moecap.engines.server.settings import RemoteOptions
+from moecap.errors import PermanentError
+from moecap.schema import explain
+
+
+class RemoteEngine(Engine):
+    """A client of an endpoint; the key comes from the environment and is nowhere written down."""
+
+    schedule = "estimated"
+    version = "unknown"
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        try:
+            self._options = RemoteOptions.model_validate(dict(spec.options))
+        except ValidationError as error:
+            raise PermanentError(str(explain(error, f"engine {spec.name}, `options`", RemoteOptions))) from None
+        self._headers: dict[str, str] = {}
+        if (name := self._options.key_variable) is not None:
+            if not os.environ.get(name):
+                raise PermanentError(
+                    f"Engine {spec.name}: the environment variable {name} holds no key (`options.key_variable` in "
+                    "config/catalogue/engines.yaml). Export it where the job runs; no file of a campaign may hold it."
+                )
+            self._headers["Authorization"] = f"Bearer {os.environ[name]}"
+
+    def run(self, requests: Sequence[Request], window: Window = no_window) -> RunResult:
+        """As for every engine; ``window`` is not opened: the power of this machine is not the endpoint's."""
+        self._check_requests(requests)
+        options = self._options
+        result = complete(
+            options.url.rstrip("/"),
+            options.api,
+            options.model or self.spec.name,
+            requests,
+            seed=self.spec.seed,
+            headers=self._headers,
+            timeout_s=options.timeout_s,
+            beat=self._beat,
+        )
+        result.steps = estimate_steps(result.requests)
+        return result
+
+    def _beat(self) -> None:
+        self.beat = time.monotonic()
+
+    def close(self) -> None:
+        pass
