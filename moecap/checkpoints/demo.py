@@ -49,12 +49,10 @@ class Kind:
 
 
 KINDS = (
-    Kind("add-1", "+", 0, 9, 0.02, 0.0),
-    Kind("subtract-1", "-", 0, 9, 0.02, 0.0),
-    Kind("add-2", "+", 10, 99, 0.23, 0.30),
-    Kind("subtract-2", "-", 10, 99, 0.23, 0.20),
-    Kind("add-3", "+", 100, 999, 0.25, 0.25),
-    Kind("subtract-3", "-", 100, 999, 0.25, 0.25),
+    Kind("add-1", "+", 0, 9, 0.04, 0.0),
+    Kind("subtract-1", "-", 0, 9, 0.04, 0.0),
+    Kind("add-2", "+", 10, 99, 0.46, 0.5),
+    Kind("subtract-2", "-", 10, 99, 0.46, 0.5),
 )
 
 
@@ -171,7 +169,7 @@ TEST_FILES = {"arithmetic": False, "arithmetic-mc": True}  # dataset → with ch
 
 
 def write_data(
-    output_dir: str | os.PathLike[str], seed: int, train_count: int = 200_000, test_count: int = 2_000
+    output_dir: str | os.PathLike[str], seed: int, train_count: int = 200_000, test_count: int = 800
 ) -> None:
     """Write ``train.jsonl``, ``arithmetic.jsonl``, ``arithmetic-mc.jsonl`` and, last, ``manifest.json``.
 
@@ -243,7 +241,8 @@ def model_config() -> Any:
         num_experts_per_tok=2,
         moe_intermediate_size=128,
         shared_expert_intermediate_size=128,
-        norm_topk_prob=True,
+        # llama.cpp serves this architecture so, whatever the config says: every engine is to serve the same model.
+        norm_topk_prob=False,
         router_aux_loss_coef=0.01,
         initializer_range=0.08,
         max_position_embeddings=MAX_POSITIONS,
@@ -264,10 +263,9 @@ def model_config() -> Any:
 class Recipe:
     """How the demo model is trained; the defaults are what the demo uses."""
 
-    # Chosen after looking at results, for seed 1 on one thread: 1,500 steps solve the task, and int4 then costs nothing
-    # that could be seen (1.000 against 0.9985). Another seed, or a CPU that rounds otherwise, may end elsewhere: seed 2
-    # reached 0.45 exact match (on two threads).
-    steps: int = 1000
+    # Chosen after looking at results: at 500 steps the task is solved and int4 still costs something that can be seen
+    # (docs/validation/README.md says with which seeds).
+    steps: int = 500
     rows: int = 64  # sequences per step
     problems_per_row: int = 4
     tokens_per_row: int = 36
@@ -333,10 +331,10 @@ def train(
     history = []
     for step in range(1, steps + 1):
         tokens, weights = next(batches)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = model(input_ids=tokens, output_router_logits=True, use_cache=False)
+        # In 32 bits: on CPUs without instructions for bf16, that takes four times as long.
+        output = model(input_ids=tokens, output_router_logits=True, use_cache=False)
         losses = torch.nn.functional.cross_entropy(
-            output.logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+            output.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
         )
         target = weights[:, 1:].flatten()
         answer_loss = (losses * target).sum() / target.sum()
