@@ -27,11 +27,11 @@ def copy_workflow(target: Path) -> Path:
 
 
 def on_any_cpu(workflow: Path) -> None:
-    """Let vLLM serve every precision, whatever this machine's CPU can do: what is planned then is the same everywhere."""
+    """Let vLLM serve every precision, whatever this CPU can do: what is planned then is the same everywhere."""
     path = workflow / "config/catalogue/engines.yaml"
     engines = yaml.safe_load(path.read_text(encoding="utf-8"))
     precisions = engines["vllm-cpu"]["capabilities"]["precisions"]
-    precisions.update(dict.fromkeys(precisions, []))
+    precisions.update({scheme: [] for scheme in precisions})
     path.write_text(yaml.safe_dump(engines, sort_keys=False), encoding="utf-8")
 
 
