@@ -7,7 +7,8 @@ of {title, note, path, columns}: further Parquet tables to show where they exist
 
 from moecap.io import atomic_path
 from moecap.jobs.workflow import script
-from moecap.report.page import read_inputs, render_report
+from moecap.report.inputs import read_inputs
+from moecap.report.page import render_report
 
 with script(snakemake) as job:  # noqa: F821
     params = dict(job.params.report)
@@ -23,4 +24,4 @@ with script(snakemake) as job:  # noqa: F821
         title=params.get("title"),
     )
     with atomic_path(job.output.report) as path:
-        path.write_text(render_report(inputs))
+        path.write_text(render_report(inputs), encoding="utf-8")

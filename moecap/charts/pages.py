@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from moecap.charts.parts import visible
+
 TEMPLATES = Path(__file__).parent.parent / "templates"
+_SOURCE_MAP = re.compile(r"(//# |/\*# )sourceMappingURL=\S+( \*/)?\s*$")
 _POLICY = "@content-security-policy@"
 
 
@@ -40,7 +44,9 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     environment.globals.update(script=script, asset=asset, data_url=data_url)
     text = environment.get_template(template).render(policy=_POLICY, **values)
     policy = (
@@ -50,9 +56,15 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return text.replace(_POLICY, policy, 1)
 
 
+def _visible(value: Any) -> Any:
+    """What a template prints, with controls that would hide or reorder text written out."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def asset(name: str) -> Markup:
-    """A style sheet or script of the templates folder, as it stands."""
-    return Markup((TEMPLATES / name).read_text())
+    """A style sheet or script of the templates folder, without a pointer to a source map that is not there."""
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    return Markup(_SOURCE_MAP.sub("", text))
 
 
 def data_url(svg: str) -> str:

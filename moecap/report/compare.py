@@ -177,7 +177,7 @@ def compare_tables(a: pa.Table, b: pa.Table, name_a: str = "A", name_b: str = "B
                     "unit": units.get(column, ""),
                     **values,
                     "ratio": ratio,
-                    "verdict": verdict(*ends, more_is_better),
+                    "verdict": verdict(ends[0], ends[1], more_is_better),
                 }
             )
     return Comparison(
@@ -201,11 +201,12 @@ def verdict(a: Sequence[float | None], b: Sequence[float | None], more_is_better
         return "only in one"
     if math.isclose(a[0], b[0], rel_tol=1e-12):
         return "same"
-    if None in a or None in b:
+    (_, a_low, a_high), (_, b_low, b_high) = a, b
+    if a_low is None or a_high is None or b_low is None or b_high is None:
         return "no interval"
-    if b[1] > a[2]:
+    if b_low > a_high:
         return "higher" if more_is_better is None else "better" if more_is_better else "worse"
-    if b[2] < a[1]:
+    if b_high < a_low:
         return "lower" if more_is_better is None else "worse" if more_is_better else "better"
     return "within intervals"
 

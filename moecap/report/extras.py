@@ -32,7 +32,8 @@ def measured_bytes(path: str) -> dict[str, Any]:
 
 def cross_check(path: str) -> dict[str, Any]:
     """The planner's predictions of what was measured."""
-    return {"title": "Planner: predicted against measured time per output token", "path": path}
+    title = "Planner: predicted against measured time per output token"
+    return {"title": title, "path": path, "section": "plan"}
 
 
 def replay_check(path: str) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def redraw(archive: str | Path, output: str | Path) -> dict[str, Any]:
 
 def _redraw(archive: Archive, output: Path) -> dict[str, Any]:
     from moecap.charts.standard import routing_of, write_all
-    from moecap.report.page import read_inputs, render_report
+    from moecap.report.inputs import read_inputs
+    from moecap.report.page import render_report
 
     cap = Path(Paths(str(archive.results)).cap)
     if not cap.is_file():

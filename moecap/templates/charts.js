@@ -14,6 +14,12 @@
     const actions = { export: true, source: false, compiled: false, editor: false };
     const options = { mode: "vega-lite", renderer: "svg", ast: true, actions: actions, theme: undefined };
     drawn.set(figure, await window.vegaEmbed(figure.querySelector(".live"), spec, options));
+    const words = figure.querySelector("img").alt;
+    const svg = figure.querySelector(".live svg");
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", words);
+    figure.querySelector(".live summary").setAttribute("aria-label", "Save the chart: " + words);
+    for (const input of figure.querySelectorAll(".vega-bind select")) input.setAttribute("aria-label", "choose what is drawn");
     figure.classList.add("drawn");
   }
   async function drawAll() {

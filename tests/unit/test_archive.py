@@ -396,7 +396,8 @@ def test_charts_and_report_are_redrawn_byte_by_byte(tmp_path, capsys, monkeypatc
     from moecap import cli
     from moecap.charts.standard import write_all
     from moecap.io import read_parquet
-    from moecap.report.page import read_inputs, render_report
+    from moecap.report.inputs import read_inputs
+    from moecap.report.page import render_report
 
     results = tmp_path / "results"
     accuracy = make_results(results)

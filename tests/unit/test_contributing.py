@@ -16,6 +16,7 @@ import yaml
 from moecap.campaign.campaign import Campaign
 from moecap.cap.table import cap_table
 from moecap.charts import standard as charts
+from moecap.charts.parts import finish
 from moecap.engines import base
 from moecap.errors import MoecapError
 from tests import synthetic
@@ -128,8 +129,9 @@ def test_an_engine_is_one_file_and_one_entry(
 
 
 def test_a_chart_is_one_function_and_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mine(table: object) -> alt.Chart:
-        return alt.Chart(alt.Data(values=[{"x": 1}])).mark_point().encode(x="x:Q")
+    def mine(table: object) -> dict:
+        chart = alt.Chart(alt.NamedData("rows")).mark_point().encode(x="x:Q")
+        return finish(chart, "Mine", [], {"rows": [{"x": 1}]})
 
     entry = ("trade-off", "What my chart says.", lambda table, reference: mine(table))
     monkeypatch.setitem(charts.STANDARD, "mine", entry)

@@ -59,7 +59,7 @@ def test_cap_charts_and_report(tree: Path) -> None:
         output={"charts": str(tree / "charts")},
         params={"charts": {"reference": "demo-bf16", "formats": ["svg"]}},
     )
-    assert len(list((tree / "charts").glob("*.svg"))) == 7
+    assert len(list((tree / "charts").glob("*.svg"))) == 8
     run(
         "report",
         input={
