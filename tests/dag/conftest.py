@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT, snakemake
 
@@ -23,6 +24,15 @@ def copy_workflow(target: Path) -> Path:
         else:
             shutil.copy2(source, target / part)
     return target
+
+
+def on_any_cpu(workflow: Path) -> None:
+    """Let vLLM serve every precision, whatever this CPU can do: what is planned then is the same everywhere."""
+    path = workflow / "config/catalogue/engines.yaml"
+    engines = yaml.safe_load(path.read_text(encoding="utf-8"))
+    precisions = engines["vllm-cpu"]["capabilities"]["precisions"]
+    precisions.update({scheme: [] for scheme in precisions})
+    path.write_text(yaml.safe_dump(engines, sort_keys=False), encoding="utf-8")
 
 
 def planned_jobs(*arguments: str, cwd: Path) -> dict[str, int]:
@@ -62,6 +72,7 @@ def pretend_done(workflow: Path, *arguments: str) -> None:
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workflow = copy_workflow(tmp_path_factory.mktemp("finished"))
+    on_any_cpu(workflow)
     pretend_done(workflow)
     assert planned_jobs(cwd=workflow) == {}
     return workflow

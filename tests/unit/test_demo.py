@@ -50,7 +50,7 @@ def test_train_and_test_are_disjoint(data: Path) -> None:
     train = {canonical(row["question"]) for row in rows(data / "train.jsonl")}
     for name in demo.TEST_FILES:
         test = {canonical(row["question"]) for row in rows(data / f"{name}.jsonl")}
-        assert len(test) > 1_000
+        assert len(test) > 500
         assert not train & test
 
 
@@ -73,14 +73,14 @@ def test_the_share_held_out_is_an_eighth_for_each_seed() -> None:
 def test_test_questions_do_not_repeat_and_choices_hold_one_right_answer(data: Path) -> None:
     for name, choices in demo.TEST_FILES.items():
         content = rows(data / f"{name}.jsonl")
-        assert len({row["question"] for row in content}) == len(content) == 2_000
+        assert len({row["question"] for row in content}) == len(content) == 800
         if choices:
             for row in content:
                 assert len(set(row["choices"])) == demo.CHOICES
                 assert row["choices"][row["label"]] == row["answer"]
                 assert len({len(choice) for choice in row["choices"]}) == 1
             labels = [row["label"] for row in content]
-            assert min(labels.count(i) for i in range(demo.CHOICES)) > 400  # no position gives the answer away
+            assert min(labels.count(i) for i in range(demo.CHOICES)) > 150  # no position gives the answer away
 
 
 def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
 
 
 def test_more_test_problems_than_exist_is_an_error() -> None:
-    with pytest.raises(ValueError, match="has no 1200 different"):
+    with pytest.raises(ValueError, match="add-2 has no 2000 different"):
         demo.test_problems(1, 4_000, choices=False)
 
 
@@ -158,6 +158,7 @@ def test_a_short_training_is_deterministic_and_loads(data: Path, tmp_path: Path)
     record = json.loads((tmp_path / "first" / "training.json").read_text())
     assert record["steps"] == SMALL.steps
     assert record["history"][-1]["balance_loss"] > 0  # the routers take part in the loss
+    assert 0 <= record["history"][-1]["right"] <= 1
     manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
     assert manifest["model"] == "demo-moe"
     assert {f["path"]: f["sha256"] for f in manifest["files"]}["model.safetensors"] == hashes[0]
@@ -173,3 +174,31 @@ def test_training_without_data_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(MoecapError, match="at least 1"):
         demo.train(tmp_path / "model", tmp_path, seed=1, steps=0)
     assert not (tmp_path / "model").exists()
+
+
+def test_outliers_change_weights_and_nothing_that_is_computed() -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    transformers.set_seed(1)
+    model = transformers.Qwen2MoeForCausalLM(demo.model_config()).eval()
+    tokens = torch.arange(16).reshape(2, 8) % 12
+    before, weight = model(tokens).logits, model.model.layers[0].mlp.experts.gate_up_proj.clone()
+    demo._give_outliers(model, 0.65, seed=1)
+    assert (model.model.layers[0].mlp.experts.gate_up_proj - weight).abs().max() > weight.abs().max()
+    assert torch.allclose(before, model(tokens).logits, atol=1e-4)
+
+
+def test_an_answer_is_right_when_all_of_it_is() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Echo:
+        """Predicts for each token the one that follows, but for the last of the second answer."""
+
+        def __call__(self, input_ids, use_cache):
+            following = torch.cat([input_ids[:, 1:], input_ids[:, :1]], dim=1)
+            following[0, 4] += 1
+            return type("Output", (), {"logits": torch.nn.functional.one_hot(following, 20).float()})
+
+    tokens = torch.tensor([[3, 4, 5, 6, 7, 8]])
+    weights = torch.tensor([[0.05, 0.05, 1.0, 0.05, 1.0, 1.0]])
+    assert demo._share_right(Echo(), tokens, weights) == 0.5
