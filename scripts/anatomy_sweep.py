@@ -18,11 +18,11 @@ from typing import Any
 from moecap.errors import MoecapError
 from moecap.io import atomic_path
 from moecap.model.built import build
-from moecap.model.counted import assemble, planned_sizes
+from moecap.model.counted import assemble
 from moecap.model.reader import skeleton
+from moecap.model.recipes import Recipe
 from moecap.model.running import measure
 from moecap.model.skeleton import Refused
-from moecap.model.stored import Recipe
 
 #: A class of this kind in a family's modelling file makes it a mixture of experts.
 MARK = re.compile(r"class \w*(Experts|Moe|MoE|MOE|SparseMLP|Router)\w*\(")
@@ -158,7 +158,7 @@ def try_family(family: str, model_type: str) -> dict[str, Any]:
         return row | {"reason": f"no small config could be made ({type(error).__name__}: {first(error)})"}
     try:
         structure = skeleton(config)
-        counted = assemble(family, "bf16", structure, planned_sizes(structure, Recipe("bf16", quantized=False)))
+        counted = assemble(family, "bf16", structure, Recipe("bf16").sizes(structure))
     except Refused as error:
         return row | {"reason": str(error)}
     except MoecapError as error:

@@ -16,7 +16,7 @@ from moecap.campaign.deployments import Deployment, read_deployments
 from moecap.campaign.graph import Graph
 from moecap.campaign.params import Params
 from moecap.cap import paper
-from moecap.model.stored import planned_bytes
+from moecap.model.recipes import planned_bytes
 from moecap.paths import Paths
 from moecap.provenance import pinned_version
 

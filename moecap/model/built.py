@@ -182,11 +182,17 @@ def build(config: PretrainedConfig, device: str = "meta") -> PreTrainedModel:
 
 
 def quantization(config: PretrainedConfig) -> Mapping[str, Any] | None:
-    """What the config says of how its weights are quantized, at the top or in its text config."""
-    for holder in (config, config.get_text_config(decoder=True)):
-        found = getattr(holder, "quantization_config", None)
+    """What the config says of how its weights are quantized, at the top or in its text config, by either name.
+
+    With ``expert_dtype`` where the config states one beside it (DeepSeek-V4).
+    """
+    text = config.get_text_config(decoder=True)
+    for holder, key in ((h, k) for h in (config, text) for k in ("quantization_config", "compression_config")):
+        found = getattr(holder, key, None)
         if found:
-            return found if isinstance(found, Mapping) else found.to_dict()
+            stated = dict(found if isinstance(found, Mapping) else found.to_dict())
+            experts = getattr(text, "expert_dtype", None)
+            return stated | ({"expert_dtype": experts} if experts else {})
     return None
 
 

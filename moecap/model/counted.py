@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError
+from moecap.model.quantization import recipe_from_quantization_config
+from moecap.model.recipes import Recipe, dtype_precision, resolve_precision
 from moecap.model.resolve import resolve
 from moecap.model.shapes import from_shapes
 from moecap.model.skeleton import Layer, Skeleton
-from moecap.model.stored import Recipe, dtype_precision, recipe_from_quantization_config, resolve_precision
 from moecap.model.structure import COMPONENTS, LAYER_COMPONENTS, Anatomy, Component, LayerKind
 
 #: Bytes of an element of a dtype that a cache or state can have.
@@ -55,33 +56,55 @@ def anatomy(
         raise MoecapError(
             f"kv_dtype_bytes is {kv_dtype_bytes}; a KV element takes more than 0 bytes (bf16: 2, fp8: 1)."
         )
-    kv_bytes = kv_dtype_bytes if kv_dtype_bytes is not None else DTYPE_BYTES.get(structure.dtype, 2)
-    if found.checkpoint is not None and precision is None:
-        from moecap.model.stored import stored_sizes
-
-        stored = stored_sizes(found.checkpoint, structure)
+    recipe, doubts = _recipe(precision, structure, catalogue, found.checkpoint is not None)
+    kv_bytes = kv_dtype_bytes or recipe.kv_dtype_bytes or DTYPE_BYTES.get(structure.dtype, 2)
+    sizes, compute = recipe.count(structure)
+    if found.checkpoint is None or precision is not None:
         return assemble(
             label,
-            stored.precision,
+            recipe.name,
             structure,
-            stored.sizes,
+            sizes,
             kv_dtype_bytes=kv_bytes,
-            unread=stored.unread,
-            source="checkpoint",
-            notes=(*found.notes, *stored.notes),
+            compute_dtypes=compute,
+            notes=(*found.notes, *recipe.notes),
         )
-    recipe = _recipe(precision, structure, catalogue)
+    from moecap.model.stored import stored_sizes
+
+    stored = stored_sizes(found.checkpoint, structure)
     return assemble(
-        label, recipe.name, structure, planned_sizes(structure, recipe), kv_dtype_bytes=kv_bytes, notes=found.notes
+        label,
+        recipe.name if structure.quantization else stored.main_dtype,
+        structure,
+        stored.sizes,
+        kv_dtype_bytes=kv_bytes,
+        compute_dtypes={} if doubts else compute,
+        unread=stored.unread,
+        source="checkpoint",
+        notes=(*found.notes, *doubts, *stored.notes),
     )
 
 
-def _recipe(precision: str | Mapping[str, Any] | None, structure: Skeleton, catalogue: str | Path | None) -> Recipe:
+def _recipe(
+    precision: str | Mapping[str, Any] | None, structure: Skeleton, catalogue: str | Path | None, stored: bool
+) -> tuple[Recipe, tuple[str, ...]]:
+    """How weights are, or are to be, stored; of a checkpoint whose recipe is not understood, its name and a doubt.
+
+    Raises:
+        MoecapError: a precision that is not known, or a recipe that is not understood where no headers say more.
+    """
     if precision is not None:
-        return resolve_precision(precision, catalogue)
-    if structure.quantization:
-        return recipe_from_quantization_config(structure.quantization)
-    return resolve_precision(dtype_precision(structure.dtype), catalogue)
+        return resolve_precision(precision, catalogue), ()
+    if not structure.quantization:
+        return resolve_precision(dtype_precision(structure.dtype), catalogue), ()
+    try:
+        return recipe_from_quantization_config(structure.quantization, structure.dtype), ()
+    except MoecapError as error:
+        if not stored:
+            raise
+        name = str(structure.quantization.get("quant_method") or "quantized")
+        doubt = f"Bytes are those of the headers; the dtypes of products and of the KV cache are not known: {error}"
+        return Recipe(name), (doubt,)
 
 
 @lru_cache(maxsize=16)
@@ -97,14 +120,6 @@ def _skeleton_of(config: str) -> Skeleton:
     return skeleton(data)
 
 
-def planned_sizes(structure: Skeleton, recipe: Recipe) -> dict[tuple[int | None, str], int]:
-    """Bytes per (layer, component) if the model were stored by ``recipe``."""
-    sizes: dict[tuple[int | None, str], int] = defaultdict(int)
-    for part in structure.parts:
-        sizes[part.layer, part.component] += recipe.part_bytes(part.name, part.numel, part.component, part.matrices)
-    return dict(sizes)
-
-
 def assemble(
     model: str,
     precision: str,
@@ -116,6 +131,7 @@ def assemble(
     unread: Mapping[str, int] | None = None,
     source: str = "config",
     notes: Iterable[str] = (),
+    compute_dtypes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Anatomy:
     """Put a structure and the bytes per (layer, component) together; a layer of None is outside the layers."""
     params, flops = _by_place(structure, "numel"), _by_place(structure, "flops")
@@ -170,6 +186,7 @@ def assemble(
         embedding_row_bytes=embedding_row_bytes,
         kv_dtype_bytes=kv_dtype_bytes,
         unread=dict(unread or {}),
+        compute_dtypes=dict(compute_dtypes or {}),
         source=source,
         notes=(*structure.notes, *notes),
         mtp_layers=structure.extra_layers,

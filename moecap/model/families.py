@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 
 from moecap.errors import MoecapError
 from moecap.model.keys import config_keys
+from moecap.model.layouts import Matrix
 from moecap.model.skeleton import Layer, Memory, Part, Skeleton
-from moecap.model.stored import Matrix
 from moecap.model.structure import Cache
 from moecap.paths import catalogue_layers
 from moecap.schema import Strict, explain, read_yaml

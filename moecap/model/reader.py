@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moecap.errors import MoecapError
 from moecap.model.attention import AttentionReader
 from moecap.model.built import build, conversions, load_config, quantization, read_json
+from moecap.model.layouts import Matrix
 from moecap.model.modules import (
     Parameter,
     attribute,
@@ -30,7 +31,6 @@ from moecap.model.modules import (
 )
 from moecap.model.skeleton import Layer, Part, Refused, Skeleton
 from moecap.model.stated import check_stated, states_experts
-from moecap.model.stored import Matrix
 from moecap.model.structure import COMPONENTS
 from moecap.model.words import (
     EXPERT_WORDS,

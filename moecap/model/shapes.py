@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from moecap.errors import MoecapError
+from moecap.model.layouts import Matrix
 from moecap.model.skeleton import Layer, Memory, Part, Skeleton
-from moecap.model.stored import Matrix
 from moecap.model.structure import Cache
 
 

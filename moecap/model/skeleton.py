@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from moecap.errors import MoecapError
-from moecap.model.stored import Matrix
+from moecap.model.layouts import Matrix
 from moecap.model.structure import Cache
 
 

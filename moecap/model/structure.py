@@ -242,6 +242,8 @@ class Anatomy:
         tied_embeddings: the head is the embedding; it is counted once, under ``embedding``.
         embedding_row_bytes: what one token reads of the embedding.
         kv_dtype_bytes: bytes per KV element (2: bf16, 1: fp8).
+        compute_dtypes: per component, the dtypes that its matrices are multiplied in, with the share of its weights in
+            each (attention scores are not in it). Empty: not known.
         unread: bytes that are stored but that decoding does not read (MTP layers, a vision tower), by name; they are
             in no component.
         mtp_layers, mtp_params, mtp_bytes: layers of multi-token prediction, in no component and in no total; an engine
@@ -264,6 +266,7 @@ class Anatomy:
     embedding_row_bytes: int
     kv_dtype_bytes: float
     unread: Mapping[str, int] = field(default_factory=dict)
+    compute_dtypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     source: str = "config"
     notes: tuple[str, ...] = ()
     mtp_layers: int = 0
@@ -473,6 +476,7 @@ class Anatomy:
             "weight_bytes": self.weight_bytes,
             "stored_bytes": self.stored_bytes,
             "unread": dict(self.unread),
+            "compute_dtypes": {name: dict(shares) for name, shares in self.compute_dtypes.items()},
             "flops_per_token": self.flops_per_token,
             "tied_embeddings": self.tied_embeddings,
             "embedding_row_bytes": self.embedding_row_bytes,
@@ -499,11 +503,14 @@ class Anatomy:
         names = {f.name for f in fields(LayerKind)}
         try:
             own: dict[str, Any] = {
-                f.name: data[f.name] for f in fields(cls) if f.name not in {"components", "kinds", *MTP_FIELDS}
+                f.name: data[f.name]
+                for f in fields(cls)
+                if f.name not in {"components", "kinds", "compute_dtypes", *MTP_FIELDS}
             }
             own |= {name: data.get(name, 0) for name in MTP_FIELDS}
             return cls(
                 **own,
+                compute_dtypes=data.get("compute_dtypes", {}),
                 components={name: Component(**data["components"][name]) for name in COMPONENTS},
                 kinds=tuple(LayerKind(**{k: v for k, v in kind.items() if k in names}) for kind in data["layer_kinds"]),
             )

@@ -16,15 +16,12 @@ from hypothesis import strategies as st
 
 from moecap.errors import MoecapError
 from moecap.model.counted import anatomy
+from moecap.model.headers import DTYPE_BITS, read_checkpoint
+from moecap.model.layouts import int_packed, plain
+from moecap.model.quantization import recipe_from_quantization_config
 from moecap.model.reader import skeleton
-from moecap.model.stored import (
-    DTYPE_BITS,
-    Recipe,
-    read_checkpoint,
-    recipe_from_quantization_config,
-    resolve_precision,
-    stored_sizes,
-)
+from moecap.model.recipes import resolve_precision
+from moecap.model.stored import stored_sizes
 
 HIDDEN, WIDTH, EXPERTS, LAYERS, VOCAB, KV = 256, 128, 4, 2, 64, 64
 CONFIG = {
@@ -231,7 +228,7 @@ def test_tied_head_that_is_stored_anyway_is_not_read_twice(tmp_path):
 
 def test_a_sharded_checkpoint_and_one_that_lacks_a_shard(tmp_path):
     folder, size = checkpoint(tmp_path / "m", "bf16")
-    tensors = {t.name: (t.dtype, t.shape) for t in read_checkpoint(folder)}
+    tensors = {t.name: (t.dtype, t.shape) for t in read_checkpoint(folder).tensors}
     (folder / "model.safetensors").unlink()
     halves = [dict(list(tensors.items())[i::2]) for i in range(2)]
     for i, half in enumerate(halves):
@@ -307,10 +304,13 @@ def test_mxfp4_blocks_and_scales(tmp_path):
 
 @given(st.integers(1, 512), st.integers(1, 512), st.sampled_from([2, 3, 4, 8]), st.sampled_from([None, 0, 32, 128]))
 def test_a_recipe_never_weighs_less_than_its_bits(rows, columns, bits, group):
-    recipe = Recipe("x", bits, group_size=group)
-    size = recipe.matrix_bytes(rows, columns)
-    assert size * 8 >= rows * columns * bits
-    assert Recipe("x", bits, group_size=group, symmetric=False).matrix_bytes(rows, columns) >= size
+    for layout, with_zeros in (
+        (plain("x", bits, group), plain("x", bits, group, zero_bits=bits)),
+        (int_packed(bits, group), int_packed(bits, group, symmetric=False)),
+    ):
+        size = layout.matrix_bytes(rows, columns)
+        assert size * 8 >= rows * columns * bits
+        assert with_zeros.matrix_bytes(rows, columns) > size
 
 
 def test_recipes_that_are_not_known():
@@ -327,7 +327,7 @@ def test_recipes_that_are_not_known():
 def test_every_tensor_of_a_checkpoint_goes_to_one_place(tmp_path):
     folder, _ = checkpoint(tmp_path / "m", "int4")
     found = stored_sizes(folder, skeleton(folder))
-    assert set(found.tensors) == {t.name for t in read_checkpoint(folder)}
+    assert set(found.tensors) == {t.name for t in read_checkpoint(folder).tensors}
     assert found.tensors["model.layers.1.mlp.experts.2.down_proj.weight_scale"] == (1, "routed_experts")
     assert found.tensors["model.layers.0.self_attn.q_proj.weight_packed"] == (0, "attention")
     assert found.tensors["model.layers.0.mlp.shared_expert_gate.weight"] == (0, "shared_experts")

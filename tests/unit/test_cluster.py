@@ -12,7 +12,7 @@ from moecap.campaign.campaign import Campaign
 from moecap.cluster.requests import Cluster
 from moecap.cluster.site import SLURM_LOGS, Site, load_site
 from moecap.model.counted import anatomy
-from moecap.model.stored import planned_bytes
+from moecap.model.recipes import planned_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 RERUN = yaml.safe_load((ROOT / "config/paper-rerun.yaml").read_text())

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from moecap.errors import MoecapError
 from moecap.io import read_parquet, write_parquet
 from moecap.metrics import steps
-from moecap.model.stored import read_checkpoint
+from moecap.model.headers import read_checkpoint
 from moecap.routing import store as routing
 
 from .systems import make_run, small

@@ -17,8 +17,8 @@ from moecap import s_mbu, s_mfu
 from moecap.metrics import utilization as u
 from moecap.metrics.steps import step_table
 from moecap.metrics.table import AMOUNTS, Peaks, metrics_table, peaks_of, replication_of, step_amounts
+from moecap.model.quantization import recipe_from_quantization_config
 from moecap.model.reads import pairs as attention_pairs
-from moecap.model.stored import recipe_from_quantization_config
 
 from .systems import FakeRouting, anatomy_of, deepseek_v3, make_run, qwen3_30b, requests_of, schedule_of, small
 
