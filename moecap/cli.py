@@ -16,6 +16,7 @@ COMMANDS = {
     "validate": "check a config and its catalogues as the workflow does when it starts",
     "report": "redraw charts and report from an archive",
     "compare": "lay two archives side by side",
+    "leaderboard": "merge archives into one static site",
 }
 
 

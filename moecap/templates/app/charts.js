@@ -47,9 +47,10 @@
     if (spec.title) spec.title.limit = 0;
     const target = figure.querySelector(".live");
     const holder = document.createElement("div");
+    holder.className = "chart";
     // ast: expressions are interpreted, because the page's policy forbids eval.
     const result = await window.vegaEmbed(holder, spec, {
-      mode: "vega-lite", renderer: "svg", ast: true, theme: undefined,
+      mode: "vega-lite", renderer: spec.usermeta?.renderer || "svg", ast: true, theme: undefined,
       actions: { export: true, source: false, compiled: false, editor: false },
       downloadFileName: figure.id,
     });
@@ -64,7 +65,7 @@
     }
     const menu = holder.querySelector("summary");
     if (menu) { menu.setAttribute("aria-label", "Save the chart: " + label); menu.title = "save"; }
-    holder.querySelectorAll("canvas").forEach((c) => c.setAttribute("aria-hidden", "true"));
+    holder.querySelectorAll("canvas").forEach((c) => { c.setAttribute("role", "img"); c.setAttribute("aria-label", label); });
     live.set(figure, { view: result, turn: turn });
     figure.classList.add("drawn");
     return result.view;
@@ -139,6 +140,7 @@
     figure.querySelector(".live").replaceChildren(p);
   }
 
+  const MANY = 1500; // points, from which a canvas is quicker than an element each
   // --- the main chart ------------------------------------------------------------------------------------------
   function finest(rows) {
     const columns = ["deployment", "precision", "engine", "hardware", "model", "status"];
@@ -213,6 +215,7 @@
       return state.frontier || !text.includes("datum.staircase");
     });
     spec.datasets = { points: points };
+    if (points.length > MANY) spec.usermeta = { renderer: "canvas" };
     const datasets = new Set(points.map((p) => p.dataset)).size;
     fit(spec, figure.clientWidth, () => datasets);
     if (datasets === 1) visit(spec, (part) => { if (part.facet) part.facet.header = { labels: false, title: null }; });

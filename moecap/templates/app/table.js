@@ -118,7 +118,12 @@
         const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
         dt.textContent = c.label;
         dt.title = c.meaning;
-        dd.textContent = c.form === "time" ? m.shown(c, row[c.name]) : exact(c, row);
+        if (c.name === "page") {
+          const link = document.createElement("a");
+          link.href = row.page;
+          link.textContent = row.page;
+          dd.append(link);
+        } else dd.textContent = c.form === "time" ? m.shown(c, row[c.name]) : exact(c, row);
         list.append(dt, dd);
       }
       part.append(head, list);
