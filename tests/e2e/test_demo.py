@@ -53,9 +53,12 @@ def test_measured_bytes_are_the_predicted_ones_and_in_the_report(demo: Path) -> 
     assert "Predicted against measured bytes: demo-moe, bf16" in (demo / "report.html").read_text()
 
 
-def test_the_replay_is_held_against_the_decode_and_the_report_says_so(demo: Path) -> None:
+def test_the_replay_is_held_against_the_decode_and_the_report_says_so(demo: Path, cap: pd.DataFrame) -> None:
     report = (demo / "report.html").read_text()
-    for precision in ("bf16", "int8", "int4"):
+    # A CPU without a kernel for a quantized mixture has Transformers serve it, whose routers nobody reads in a decode.
+    served = cap.drop_duplicates("precision").set_index("precision").engine
+    assert served["bf16"] == "vllm-cpu"
+    for precision in served[served == "vllm-cpu"].index:
         rows = pq.read_table(demo / f"replay_check/demo-{precision}.parquet").to_pylist()
         assert [row["batch_size"] for row in rows] == [1, 4, 16, 64]
         for row in rows:
