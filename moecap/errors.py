@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from moecap.redact import redact
+
 
 class MoecapError(Exception):
     """An error to be shown to the user as it stands, without a traceback.
@@ -15,11 +17,25 @@ class MoecapError(Exception):
     >>> s_mbu(activated_bytes=25.8e9, kv_bytes=0, tpot_s=0.0, peak_bytes_per_s=2e12)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     moecap.errors.MoecapError: ...
+
+    Secrets are taken out of the message when it is made: it goes to terminals, logs and records.
     """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(a) if isinstance(a, str) else a for a in args))
 
 
 class PermanentError(MoecapError):
     """A failure that trying again cannot mend: no kernel, a gated model, out of device memory."""
+
+
+def no_space(folder: object, doing: str) -> str:
+    """What to say of a full disk. ``doing``: what was being done, as a clause."""
+    return (
+        f"No space left on the disk that holds {folder}, {doing}. Nothing was overwritten, and what was finished is "
+        "kept: free some space, or set `results` in the config (the model cache in the site's file) to a larger disk, "
+        "and start again."
+    )
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moecap.errors import MoecapError
+from moecap.errors import MoecapError, no_space
 
 METADATA_KEY = b"moecap"
 
@@ -41,11 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno == 28:
-            raise MoecapError(
-                f"No space left on the disk that holds {final.parent} while writing {final.name}; nothing was "
-                "overwritten. Free some space or set `results` in the config to a larger disk, and start again: "
-                "what was finished is kept."
-            ) from error
+            raise MoecapError(no_space(final.parent, f"while {final.name} was written")) from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -78,11 +74,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if error.errno == 28:
-            raise MoecapError(
-                f"No space left on the disk that holds {final.parent} while writing {final.name}; nothing was "
-                "overwritten. Free some space or set `results` in the config to a larger disk, and start again: "
-                "what was finished is kept."
-            ) from error
+            raise MoecapError(no_space(final.parent, f"while {final.name} was written")) from error
         raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,8 @@
 """What must not leave this machine: secrets, the user's name, absolute paths.
 
-Results are written without them; this is the net below. It works on values (cells, strings, lines), never by chance on
-structure, and counts what it replaced, so that an archive can say so.
+Messages and records are made without secrets (:mod:`moecap.redact`); this is the net below, for what is given away. It
+works on values (cells, strings, lines), never by chance on structure, and counts what it replaced, so that an archive
+can say so.
 """
 
 from __future__ import annotations
@@ -19,24 +20,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-REMOVED = "[removed]"
+from moecap.redact import REMOVED, SECRET_NAME, by_form, is_secret, values_of
+
 PATH = "[path]"
 
-_SECRET_NAME = re.compile(r"(token|secret|passwd|password|api_?key|access_?key|credentials?)$", re.IGNORECASE)
-_SECRET_FORM = [
-    re.compile(p)
-    for p in (
-        r"\bhf_[A-Za-z0-9]{16,}",
-        r"\bsk-[A-Za-z0-9_-]{20,}",
-        r"\bgh[pousr]_[A-Za-z0-9]{20,}",
-        r"\bgithub_pat_\w{20,}",
-        r"\bxox[abpr]-[A-Za-z0-9-]{10,}",
-        r"\bAKIA[0-9A-Z]{16}\b",
-        r"(?<=://)[^/\s:@\"']+:[^/\s@\"']+(?=@)",
-        r"(?i)\bbearer\s+[\w.~+/=-]{16,}",
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----",
-    )
-]
+# Access tokens that are seen in a file that cannot be read as text. Only forms that no noise has.
+_TOKEN = re.compile(
+    rb"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
+    rb"|\bglpat-[\w-]{20,}|\bnvapi-[\w-]{20,}|\bAIza[\w-]{35}|\bxox[abpr]-[A-Za-z0-9-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b"
+)
 # Folders below which people keep things. `/dev/shm` or a fraction such as `tokens/s` are no such path.
 _ANY_PATH = re.compile(
     r"(?<![\w.~:/\]-])(?:file://)?/(?:home|Users|root|tmp|var|mnt|media|scratch|work|data|gpfs|lustre|nfs|net|opt|srv"
@@ -68,7 +60,7 @@ class Scrubber:
         words: Iterable[str] = (),
     ) -> None:
         environment = os.environ if environment is None else environment
-        secrets = {v for k, v in environment.items() if _SECRET_NAME.search(k) and _is_secret(v)} | set(more)
+        secrets = {*values_of(environment), *more}
         self.secrets = sorted(secrets, key=len, reverse=True)
         own_names = {
             getpass.getuser(),
@@ -85,12 +77,12 @@ class Scrubber:
         choice = "|".join(map(re.escape, sorted(folders, key=len, reverse=True)))
         self.own_path = re.compile(rf"(?<![\w.~/-])(?:file://)?(?:{choice})(?:/[\w.+@%=~-]+)*(?![\w-])")
 
-    def text(self, text: str, *, any_path: bool = True) -> str:
-        """``text`` without them. ``any_path=False`` leaves alone what merely looks like a path."""
+    def text(self, text: str, *, any_path: bool = True, code: bool = False) -> str:
+        """``text`` without them. ``any_path=False`` leaves alone what merely looks like a path, ``code`` what merely
+        stands where a secret may stand."""
         for secret in self.secrets:
             text = text.replace(secret, REMOVED)
-        for form in _SECRET_FORM:
-            text = form.sub(REMOVED, text)
+        text = by_form(text, code=code)
         if "/" in text:
             text = self.root.sub("./", text)
             text = self.own_path.sub(_base_name, text)
@@ -105,10 +97,14 @@ class Scrubber:
         parts = re.split(r"(<script\b[\s\S]*?</script>)", text)
         for i, part in enumerate(parts):
             if i % 2:
-                parts[i] = _QUOTED.sub(lambda m: _ANY_PATH.sub(_base_name, m[0]), part) if "/" in part else part
+                parts[i] = self.text(_QUOTED.sub(self._quoted, part), any_path=False, code=True)
             else:
-                parts[i] = _ANY_PATH.sub(_base_name, part)
-        return self.text("".join(parts), any_path=False)
+                parts[i] = self.text(_ANY_PATH.sub(_base_name, part), any_path=False)
+        return "".join(parts)
+
+    def _quoted(self, match: re.Match[str]) -> str:
+        """A string in a script: a path or a secret as anywhere, but nothing that would end the string sooner."""
+        return f'"{by_form(_ANY_PATH.sub(_base_name, match[0][1:-1]))}"'
 
     def data(self, value: Any) -> Any:
         """Plain data (mappings, lists, strings) with every string value cleaned; keys stay."""
@@ -116,7 +112,7 @@ class Scrubber:
             return self.text(value)
         if isinstance(value, Mapping):
             return {
-                k: REMOVED if isinstance(v, str) and v and _SECRET_NAME.search(str(k)) else self.data(v)
+                k: REMOVED if isinstance(v, str) and v and SECRET_NAME.search(str(k)) else self.data(v)
                 for k, v in value.items()
             }
         if isinstance(value, (list, tuple)):
@@ -162,8 +158,7 @@ class Scrubber:
         """What secret or name a file that cannot be cleaned holds, by kind; None when nothing is seen."""
         if any(secret.encode() in content for secret in self.secrets):
             return "the value of a secret environment variable"
-        text = content.decode("latin-1")
-        if any(form.search(text) for form in _SECRET_FORM[:6]):
+        if _TOKEN.search(content):
             return "something in the form of an access token"
         return None
 
@@ -177,15 +172,11 @@ def _base_name(match: re.Match[str]) -> str:
 def secrets_of(value: Any) -> set[str]:
     """Values of keys that are named like secrets, anywhere in plain data."""
     if isinstance(value, Mapping):
-        found = {v for k, v in value.items() if isinstance(v, str) and _SECRET_NAME.search(str(k)) and _is_secret(v)}
+        found = {v for k, v in value.items() if isinstance(v, str) and SECRET_NAME.search(str(k)) and is_secret(v)}
         return found.union(*(secrets_of(v) for v in value.values())) if value else found
     if isinstance(value, (list, tuple)):
         return set().union(*(secrets_of(v) for v in value)) if value else set()
     return set()
-
-
-def _is_secret(value: str) -> bool:
-    return len(value) >= 8 and not value.startswith(("/", "$")) and not value.replace(".", "").isdigit()
 
 
 def _holds_strings(kind: pa.DataType) -> bool:

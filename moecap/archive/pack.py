@@ -20,18 +20,16 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 import zstandard
 
+from moecap.archive.crate import crate
+from moecap.archive.read import CHECKSUMS, CRATE, FACTS, RESULTS, sha256
 from moecap.errors import MoecapError
 from moecap.io import METADATA_KEY, atomic_path, read_parquet
 from moecap.paths import Paths, fill
@@ -40,10 +38,6 @@ from moecap.scrub import Scrubber, secrets_of
 
 FORMAT = 1
 LEVEL = 12
-CRATE = "ro-crate-metadata.json"
-CHECKSUMS = "checksums.sha256"
-FACTS = "archive.json"
-RESULTS = "results"
 TEXT = {".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".md", ".html", ".svg", ".smk", ".rst", ".log", ""}
 # Step tables above this size are left out by default; the archive says which, and how large they were.
 STEPS_LIMIT_BYTES = 200 * 1024**2
@@ -141,7 +135,7 @@ def make_archive(
             }
         )
         _stage_text(stage / FACTS, _json(facts))
-        _stage_text(stage / CRATE, _json(_crate(stage, name, title or name, licence, facts, licences)))
+        _stage_text(stage / CRATE, _json(crate(stage, name, title or name, licence, facts, licences)))
         members = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
         for member in members:
             problem = scrubber.leaks((stage / member).read_bytes())
@@ -151,7 +145,7 @@ def make_archive(
                     "there, "
                     "remove it at its source, and let the file be made again."
                 )
-        sums = {m: _sha256(stage / m) for m in members}
+        sums = {m: sha256(stage / m) for m in members}
         _stage_text(stage / CHECKSUMS, "".join(f"{digest}  {m}\n" for m, digest in sums.items()))
         size = sum((stage / m).stat().st_size for m in members)
         with atomic_path(output) as temporary:
@@ -161,7 +155,7 @@ def make_archive(
         "files": len(members),
         "bytes": size,
         "archive_bytes": output.stat().st_size,
-        "sha256": _sha256(output),
+        "sha256": sha256(output),
         "omitted": omitted,
         "scrubbed": scrubbed,
     }
@@ -183,131 +177,6 @@ def portable(value: Any, results: str | Path) -> Any:
     return value
 
 
-def verify(archive: str | Path) -> dict[str, Any]:
-    """Check every file of ``archive`` against its checksum, without unpacking it to disk.
-
-    Returns:
-        ``name``, ``files``, ``bytes``, ``sha256`` (of the archive itself).
-
-    Raises:
-        MoecapError: no such archive, damaged, or a file is missing, added or changed; the message names it.
-    """
-    expected: dict[str, str] | None = None
-    seen: dict[str, str] = {}
-    name, size = "", 0
-
-    def look(top: str, member: str, content: IO[bytes]) -> None:
-        nonlocal expected, name, size
-        name = top
-        if member == CHECKSUMS:
-            expected = _read_sums(content.read(), archive)
-            return
-        if member in seen:
-            raise MoecapError(f"{archive}: {member} is in it twice; it was tampered with.")
-        digest = hashlib.sha256()
-        while block := content.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-        seen[member] = digest.hexdigest()
-
-    _visit(archive, look)
-    if expected is None:
-        raise MoecapError(
-            f"{archive} has no {CHECKSUMS}: it is not an archive of this workflow, or it was tampered with."
-        )
-    changed = [m for m in seen if m in expected and seen[m] != expected[m]]
-    for what, members in (
-        ("differs from its checksum", changed),
-        ("is listed in the checksums but missing", sorted(set(expected) - set(seen))),
-        ("is not listed in the checksums", sorted(set(seen) - set(expected))),
-    ):
-        if members:
-            more = f" (and {len(members) - 1} more)" if len(members) > 1 else ""
-            raise MoecapError(
-                f"{archive}: {members[0]} {what}{more}. The archive was changed after it was made, or damaged on its "
-                "way; "
-                "get it again from where it was published."
-            )
-    return {"name": name, "files": len(seen), "bytes": size, "sha256": _sha256(Path(archive))}
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A verified archive, unpacked. ``folder`` holds it; ``results`` inside is laid out as a results folder is."""
-
-    path: Path
-    folder: Path
-    sha256: str
-
-    @property
-    def results(self) -> Path:
-        return self.folder / RESULTS
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Name, times, versions, commit."""
-        return json.loads((self.folder / FACTS).read_text())
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "config/config.yaml").read_text())
-
-    @property
-    def catalogue(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "config/catalogue.yaml").read_text())
-
-    @property
-    def deployments(self) -> list[dict[str, str]]:
-        with (self.folder / "config/deployments.csv").open(newline="") as handle:
-            return list(csv.DictReader(handle))
-
-    def file(self, member: str) -> Path:
-        """Where a member (``results/cap.parquet``) lies; outside of the archive is refused."""
-        path = (self.folder / member).resolve()
-        if not path.is_relative_to(self.folder.resolve()):
-            raise MoecapError(f"{self.path}: {member} does not lie in the archive.")
-        return path
-
-    @property
-    def redraw(self) -> dict[str, Any]:
-        """What :func:`moecap.report.redraw.redraw` needs; empty when the archive was made without."""
-        path = self.folder / "config/redraw.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
-
-    def cap(self) -> pa.Table:
-        """The CAP table."""
-        path = Path(Paths(str(self.results)).cap)
-        if not path.is_file():
-            raise MoecapError(f"{self.path} holds no cap.parquet.")
-        return pq.read_table(path)
-
-
-@contextmanager
-def open_archive(archive: str | Path) -> Iterator[Archive]:
-    """Verify ``archive``, unpack it to a temporary folder, and remove that afterwards."""
-    with tempfile.TemporaryDirectory(prefix="moecap-archive-") as folder:
-        yield extract(archive, folder)
-
-
-def extract(archive: str | Path, folder: str | Path) -> Archive:
-    """Verify ``archive`` and unpack it into ``folder``.
-
-    Raises:
-        MoecapError: as :func:`verify`; nothing is unpacked then.
-    """
-    checked = verify(archive)
-    folder = Path(folder)
-
-    def unpack(_: str, member: str, content: IO[bytes]) -> None:
-        path = folder / member
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as handle:
-            shutil.copyfileobj(content, handle, 1 << 20)
-
-    _visit(archive, unpack)
-    return Archive(Path(archive), folder, checked["sha256"])
-
-
 # -- staging ------------------------------------------------------------------------------------------------------
 
 
@@ -327,9 +196,7 @@ def _stage_results(
         if path in steps:
             size = path.stat().st_size
             if size > budget:
-                omitted.append(
-                    {"path": f"{RESULTS}/{relative.as_posix()}", "size_bytes": size, "sha256": _sha256(path)}
-                )
+                omitted.append({"path": f"{RESULTS}/{relative.as_posix()}", "size_bytes": size, "sha256": sha256(path)})
                 continue
             budget -= size
         changed = _stage_file(path, target / relative, scrubber)
@@ -441,115 +308,6 @@ def _git_diff_hash(root: Path) -> str | None:
     return hashlib.sha256(diff).hexdigest() if diff else None
 
 
-# -- the crate ----------------------------------------------------------------------------------------------------
-
-PROFILES = (
-    ("https://w3id.org/ro/wfrun/process/0.5", "Process Run Crate", "0.5"),
-    ("https://w3id.org/ro/wfrun/workflow/0.5", "Workflow Run Crate", "0.5"),
-    ("https://w3id.org/workflowhub/workflow-ro-crate/1.0", "Workflow RO-Crate", "1.0"),
-)
-MEDIA = {
-    ".parquet": "application/vnd.apache.parquet",
-    ".json": "application/json",
-    ".html": "text/html",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".csv": "text/csv",
-    ".yaml": "application/yaml",
-    ".txt": "text/plain",
-}
-
-
-def _crate(
-    stage: Path,
-    name: str,
-    title: str,
-    licence: str,
-    facts: Mapping[str, Any],
-    licences: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The RO-Crate's metadata, with everything that the library would make up (times, random ids) set from the data."""
-    from rocrate.model.contextentity import ContextEntity
-    from rocrate.rocrate import ROCrate
-
-    began, ended = (_iso(facts[f"measured_{end}_unix_s"]) for end in ("from", "until"))
-    crate = ROCrate(version="1.1")
-
-    def add(id_: str, /, **properties: Any) -> Any:
-        return crate.add(ContextEntity(crate, id_, properties=properties))
-
-    profiles = [add(i, **{"@type": "CreativeWork", "name": n, "version": v}) for i, n, v in PROFILES]
-    root = crate.root_dataset
-    root["conformsTo"] = profiles
-    crate.name, crate.datePublished = title, ended
-    crate.description = (
-        "Cost, accuracy and performance of sparse Mixture-of-Experts deployments, measured by the MoE-CAP workflow: "
-        "tables, charts, report, configuration, versions and checksums."
-    )
-    crate.license = add(
-        f"https://spdx.org/licenses/{licence}", **{"@type": "CreativeWork", "name": licence, "identifier": licence}
-    )
-    files = {}
-    for path in sorted(p for p in stage.rglob("*") if p.is_file()):
-        member = path.relative_to(stage).as_posix()
-        properties = {
-            "contentSize": str(path.stat().st_size),
-            "sha256": _sha256(path),
-            "encodingFormat": MEDIA.get(path.suffix, "text/plain"),
-            "name": PurePosixPath(member).name,
-        }
-        if member == "workflow/Snakefile":
-            files[member] = crate.add_workflow(path, member, main=True, lang="snakemake", properties=properties)
-        else:
-            files[member] = crate.add_file(path, member, properties=properties)
-    versions = facts["archived_with"]
-    libraries = versions.get("libraries") or {}
-    software = [
-        add(f"#software-{n}", **{"@type": "SoftwareApplication", "name": n, "softwareVersion": v})
-        for n, v in sorted(libraries.items())
-    ]
-    action = add(
-        "#run",
-        **{
-            "@type": "CreateAction",
-            "name": f"Run of the workflow for {name}",
-            "startTime": began,
-            "endTime": ended,
-            "actionStatus": "http://schema.org/CompletedActionStatus",
-        },
-    )
-    workflow = files.get("workflow/Snakefile")
-    if workflow is not None:
-        workflow["name"] = "MoE-CAP"
-        workflow["softwareRequirements"] = software
-        if versions.get("git_commit"):
-            workflow["version"] = versions["git_commit"] + ("+changes" if versions.get("git_dirty") else "")
-        action["instrument"] = workflow
-    action["object"] = [f for m, f in files.items() if m.startswith("config/")]
-    action["result"] = [f for m, f in files.items() if m.startswith(f"{RESULTS}/")]
-    root["mentions"] = action
-    sources = []
-    for row in licences:
-        where = str(row["source"] or "")
-        hub = "https://huggingface.co/" + ("datasets/" if row["kind"] == "dataset" else "")
-        identifier = "-".join(str(row[k]) for k in ("kind", "name", "precision") if row[k])
-        properties = {"@type": "CreativeWork", "name": row["name"], "additionalType": row["kind"]}
-        optional = {
-            "version": row["revision"],
-            "license": row["licence"],
-            "url": hub + where if where.count("/") == 1 else None,
-        }
-        sources.append(add(f"#{identifier}", **properties, **{k: v for k, v in optional.items() if v}))
-    root["isBasedOn"] = sources
-    document = crate.metadata.generate()
-    document["@graph"] = sorted(document["@graph"], key=lambda entity: (entity["@id"] != CRATE, entity["@id"]))
-    return document
-
-
-def _iso(unix_s: float) -> str:
-    return datetime.fromtimestamp(int(unix_s), UTC).isoformat()
-
-
 # -- tar and zstd -------------------------------------------------------------------------------------------------
 
 
@@ -567,55 +325,7 @@ def _write_tar(stage: Path, members: Sequence[str], top: str, mtime: int, output
                 tar.addfile(entry, content)
 
 
-def _visit(archive: str | Path, look: Callable[[str, str, IO[bytes]], None]) -> None:
-    """``look(top folder, path below it, stream)`` for every file; all but plain files below one folder is refused."""
-    try:
-        with (
-            Path(archive).open("rb") as raw,
-            zstandard.ZstdDecompressor().stream_reader(raw) as packed,
-            tarfile.open(fileobj=packed, mode="r|") as tar,
-        ):
-            top = None
-            for entry in tar:
-                parts = PurePosixPath(entry.name).parts
-                if not entry.isreg() or len(parts) < 2 or ".." in parts or entry.name.startswith("/"):
-                    raise MoecapError(f"{archive}: {entry.name} is not a plain file below one folder; refused.")
-                top = top or parts[0]
-                if parts[0] != top:
-                    raise MoecapError(f"{archive}: {entry.name} lies outside of {top}/; refused.")
-                look(top, "/".join(parts[1:]), tar.extractfile(entry))
-            if top is None:
-                raise MoecapError(f"{archive} is empty.")
-            while packed.read(1 << 20):  # the end of the stream carries a checksum of its own
-                pass
-    except FileNotFoundError:
-        raise MoecapError(f"{archive} does not exist.") from None
-    except IsADirectoryError:
-        raise MoecapError(f"{archive} is a folder; the archive is a single .tar.zst file.") from None
-    except (zstandard.ZstdError, tarfile.TarError, EOFError) as error:
-        raise MoecapError(
-            f"{archive} is damaged, cut off, or no .tar.zst at all ({str(error) or type(error).__name__}); get it "
-            "again "
-            "from where it was published."
-        ) from error
-
-
-def _read_sums(content: bytes, archive: str | Path) -> dict[str, str]:
-    sums = {}
-    for line in content.decode("utf-8", "replace").splitlines():
-        digest, separator, member = line.partition("  ")
-        if not separator or len(digest) != 64:
-            raise MoecapError(f"{archive}: {CHECKSUMS} is not a list of checksums; it was tampered with.")
-        sums[member] = digest
-    return sums
-
-
 # -- small things -------------------------------------------------------------------------------------------------
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

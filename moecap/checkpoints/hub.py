@@ -15,79 +15,27 @@ A checkpoint becomes a folder ``results/models/{model}/{precision}`` with its fi
 
 from __future__ import annotations
 
-import errno
-import fnmatch
-import hashlib
 import json
 import logging
 import os
-import random
-import re
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moecap.checkpoints import transfer
+from moecap.checkpoints.files import link, remove_others, sha256
+from moecap.checkpoints.selection import INDEX, WHOLE, chosen, why_none
 from moecap.errors import MoecapError, PermanentError
 from moecap.io import write_json
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-DEFAULT_ENDPOINT = "https://huggingface.co"
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
-# What a checkpoint needs to be served, counted and quantized: weights as safetensors (pickles may run code), configs,
-# tokenizers, licence texts. Copies of the same weights in other formats stay on the hub.
-WANTED = (
-    "*.safetensors",
-    "*.json",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-    "*.tiktoken",
-    "*.py",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "README.md",
-)
-UNWANTED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "gguf/*", "metal/*", ".*", "*/.*")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as the hub describes it. ``sha256`` is known for large files, ``git_id`` (a git blob id) for all "
-    "others."""
-
-    path: str
-    size_bytes: int
-    sha256: str | None
-    git_id: str | None
-
-    @property
-    def etag(self) -> str:
-        """The name of its blob in the hub's cache layout."""
-        return self.sha256 or self.git_id or ""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A repository at one commit."""
-
-    repo: str
-    commit: str
-    licence: str | None
-    gated: str | None
-    files: tuple[RemoteFile, ...]
-
-
-class Transient(MoecapError):
-    """The hub, or the way to it, failed in a manner that may pass."""
 
 
 def fetch(
@@ -132,44 +80,30 @@ def download(
         PermanentError: 401/403 (names the licence page and ``HF_TOKEN``), 404, no safetensors, disk too small.
         MoecapError: still no answer, or still wrong bytes, after ``attempts``.
     """
-    endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
-    snapshot = patiently(lambda: describe(repo, revision, endpoint), attempts, sleep, f"{endpoint}/{repo}")
-    pinned = bool(revision and COMMIT.fullmatch(revision))
+    shared = Path(os.path.expandvars(cache)).expanduser() if cache else None
+    endpoint = os.environ.get("HF_ENDPOINT", transfer.DEFAULT_ENDPOINT).rstrip("/")
+    if transfer.offline():
+        caches = [*([shared] if shared else []), transfer.users_cache()]
+        snapshot, found_in = transfer.from_cache(repo, revision, caches)
+        shared = found_in if found_in == shared else None
+    else:
+        ask = lambda: transfer.describe(repo, revision, endpoint)  # noqa: E731
+        snapshot = transfer.patiently(ask, attempts, sleep, f"{endpoint}/{repo}")
+    pinned = bool(revision and transfer.COMMIT.fullmatch(revision))
     if not pinned:
+        asked = f"`{revision}`" if revision else "(none given)"
         log.warning(
             "%s: revision %s is not pinned; it is commit %s now. Put `revision: %s` into the model's catalogue entry "
-            "to "
-            "get the same files next year.",
-            repo,
-            f"`{revision}`" if revision else "(none given)",
-            snapshot.commit,
-            snapshot.commit,
+            "to get the same files next year.",
+            *(repo, asked, snapshot.commit, snapshot.commit),
         )
     folder = Path(target)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    store = _Store(snapshot, folder, Path(os.path.expandvars(cache)).expanduser() if cache else None)
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        missing = [f for f, there in zip(snapshot.files, pool.map(store.has, snapshot.files), strict=True) if not there]
-    _room_for(sum(f.size_bytes - store.partial_bytes(f) for f in missing), store.root, repo)
-    log.info(
-        "%s at %s: %d files, %.2f GB; %d to fetch (%.2f GB)",
-        repo,
-        snapshot.commit[:12],
-        len(snapshot.files),
-        sum(f.size_bytes for f in snapshot.files) / 1e9,
-        len(missing),
-        sum(f.size_bytes for f in missing) / 1e9,
-    )
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        jobs = [pool.submit(_get, f, snapshot, store, endpoint, attempts, sleep) for f in missing]
-        try:
-            for job in jobs:
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    store.publish(revision)
+    try:
+        snapshot = _bring(snapshot, folder, shared, revision, _Patience(endpoint, attempts, workers, sleep))
+    except PermissionError as error:
+        raise PermanentError(transfer.not_writable(Path(error.filename or shared or folder), repo)) from error
     return write_manifest(
         folder,
         {
@@ -189,6 +123,58 @@ def download(
     )
 
 
+@dataclass(frozen=True)
+class _Patience:
+    """Whom to ask, how often and how many at a time."""
+
+    endpoint: str
+    attempts: int
+    workers: int
+    sleep: Callable[[float], None]
+
+
+def _bring(
+    snapshot: transfer.Snapshot, folder: Path, cache: Path | None, revision: str | None, how: _Patience
+) -> transfer.Snapshot:
+    """Fetch what is missing of the files that a loader reads, and put all of them into ``folder``; returns those."""
+    store = transfer.Store(snapshot, folder, cache)
+    index = next((f for f in snapshot.files if f.path == INDEX), None)
+    shards = None
+    if index is not None and not any(f.path == WHOLE for f in snapshot.files):
+        _fetch([index], store, how)  # it says which files are the weights
+        shards = transfer.shards_of(store.place(index))
+    store = transfer.Store(transfer.choose(snapshot, shards), folder, cache)
+    _fetch(store.snapshot.files, store, how)
+    store.publish(revision)
+    return store.snapshot
+
+
+def _fetch(files: Sequence[transfer.RemoteFile], store: transfer.Store, how: _Patience) -> None:
+    """Those of ``files`` that are not there, several at a time."""
+    repo = store.snapshot.repo
+    with ThreadPoolExecutor(max_workers=how.workers) as pool:
+        missing = [f for f, there in zip(files, pool.map(store.has, files), strict=True) if not there]
+    if missing and transfer.offline():
+        raise PermanentError(
+            f"{repo}: HF_HUB_OFFLINE is set, and {missing[0].path} in the cache at {store.root} is damaged. Unset it, "
+            "and the file is fetched again."
+        )
+    _room_for(sum(f.size_bytes - store.partial_bytes(f) for f in missing), store.root, repo)
+    log.info(
+        "%s at %s: %d files, %.2f GB; %d to fetch (%.2f GB)",
+        *(repo, store.snapshot.commit[:12], len(files), sum(f.size_bytes for f in files) / 1e9),
+        *(len(missing), sum(f.size_bytes for f in missing) / 1e9),
+    )
+    with ThreadPoolExecutor(max_workers=how.workers) as pool:
+        jobs = [pool.submit(transfer.get, f, store, how.endpoint, how.attempts, how.sleep) for f in missing]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def link_local(
     source: str | os.PathLike[str], target: str | os.PathLike[str], *, facts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -203,16 +189,16 @@ def link_local(
             f"{source}: no such folder. `path` of a model in the catalogue is a folder in the Hugging Face format "
             "(config.json, *.safetensors, tokenizer files)."
         )
+    names = [p.relative_to(origin).as_posix() for p in sorted(origin.rglob("*")) if p.is_file()]
     check_checkpoint(origin)
     folder = Path(target)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    names = [p.relative_to(origin).as_posix() for p in sorted(origin.rglob("*")) if p.is_file()]
-    wanted = [name for name in names if _is_wanted(name) and name != MANIFEST]
-    _remove_others(folder, wanted)
+    wanted = [name for name in chosen(names, transfer.shards_of(origin / INDEX)) if name != MANIFEST]
+    remove_others(folder, wanted)
     for name in wanted:
-        _link(origin / name, folder / name)
-    config = json.loads((origin / "config.json").read_text())
+        link(origin / name, folder / name)
+    config = json.loads((origin / "config.json").read_text(encoding="utf-8"))
     return write_manifest(
         folder,
         {
@@ -238,9 +224,9 @@ def link_variant(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     names = [entry["path"] for entry in manifest["files"]]
-    _remove_others(folder, names)
+    remove_others(folder, names)
     for name in names:
-        _link(origin / name, folder / name)
+        link(origin / name, folder / name)
     write_json(manifest, folder / MANIFEST)
     return manifest
 
@@ -273,7 +259,7 @@ def verify_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError) as error:
         raise MoecapError(f"{folder / MANIFEST} is missing or not JSON; the checkpoint was never finished.") from error
     for entry in manifest["files"]:
@@ -283,8 +269,7 @@ def verify_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if path.stat().st_size != entry["size_bytes"] or sha256(path) != entry["sha256"]:
             raise MoecapError(
                 f"{path} is not the file that {MANIFEST} describes: {path.stat().st_size} bytes with another hash, "
-                "instead "
-                f"of {entry['size_bytes']}. Delete {folder} and start again."
+                f"instead of {entry['size_bytes']}. Delete {folder} and start again."
             )
     return manifest
 
@@ -297,14 +282,19 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
             file, or an index that names a tensor which its shard lacks.
     """
     folder = Path(folder)
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    why = why_none(names, _base_model(folder))
+    if "config.json" not in names:
+        raise PermanentError(f"{folder / 'config.json'} does not exist; {why}.")
     config = _read_object(folder / "config.json")
     if not config:
         raise PermanentError(f"{folder / 'config.json'} is empty; this is not a checkpoint in the Hugging Face format.")
-    shards = {p.name: _tensor_names(p) for p in sorted(folder.glob("*.safetensors")) if _is_wanted(p.name)}
-    if not shards:
-        raise PermanentError(f"{folder} holds no *.safetensors file; other formats are not read.")
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    if why:
+        raise PermanentError(f"{folder} cannot be served: {why}.")
+    index = folder / INDEX
+    taken = chosen(names, transfer.shards_of(index))
+    shards = {name: _tensor_names(folder / name) for name in taken if name.endswith(".safetensors")}
+    if INDEX not in taken:
         return
     weight_map = _read_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -319,300 +309,13 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
             raise PermanentError(f"{folder / shard} lacks the tensor {tensor} that {index.name} places there.")
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file."""
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def describe(repo: str, revision: str | None, endpoint: str) -> Snapshot:
-    """What ``repo`` holds at ``revision``: commit, licence, and the files that a checkpoint needs with their hashes."""
-    from huggingface_hub import HfApi
-
-    with _explained(repo, revision, endpoint):
-        info = HfApi(endpoint=endpoint, token=_token()).model_info(
-            repo, revision=revision, files_metadata=True, timeout=30.0
-        )
-    files = tuple(
-        RemoteFile(s.rfilename, int(s.size or 0), s.lfs.sha256 if s.lfs else None, s.blob_id)
-        for s in info.siblings or []
-        if _is_wanted(s.rfilename)
-    )
-    if not any(f.path.endswith(".safetensors") for f in files):
-        raise PermanentError(
-            f"{endpoint}/{repo} holds no *.safetensors file at {info.sha}. Pickled weights (*.bin, *.pt) are not read: "
-            "they may run code. Look for a revision or a repository with safetensors."
-        )
-    card = info.card_data or {}
-    gated = getattr(info, "gated", None)
-    return Snapshot(
-        repo=repo,
-        commit=str(info.sha),
-        licence=_licence(card),
-        gated=str(gated) if gated else None,
-        files=files,
-    )
-
-
-def patiently(call: Callable[[], Any], attempts: int, sleep: Callable[[float], None], what: str) -> Any:
-    """``call()``, again after 1, 2, 4 … (at most 60) seconds while it raises :class:`Transient`."""
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except Transient as error:
-            if attempt == attempts:
-                raise MoecapError(
-                    f"{what}: gave up after {attempts} attempts. {error} What was downloaded is kept: start again "
-                    "later, "
-                    "and it goes on from there."
-                ) from error
-            # A random part keeps the many jobs of one campaign from knocking together.
-            wait = min(60.0, 2.0 ** (attempt - 1)) * (1 + 0.25 * random.random())
-            log.warning("%s: attempt %d of %d failed: %s Next in %.0f s.", what, attempt, attempts, error, wait)
-            sleep(wait)
-    raise AssertionError("unreachable")
-
-
-class _Store:
-    """Where the files of a snapshot are put: the results folder itself, or a cache in the hub's layout and links to "
-    "it."""
-
-    def __init__(self, snapshot: Snapshot, folder: Path, cache: Path | None) -> None:
-        self.snapshot, self.folder, self.cache = snapshot, folder, cache
-        self.repo_folder = f"models--{snapshot.repo.replace('/', '--')}"
-        self.root = cache if cache else folder
-        self.root.mkdir(parents=True, exist_ok=True)
-
-    def place(self, file: RemoteFile) -> Path:
-        """Where the bytes go."""
-        if self.cache:
-            return self.cache / self.repo_folder / "blobs" / file.etag
-        return self.folder / file.path
-
-    def partial(self, file: RemoteFile) -> Path:
-        """Where they are collected; the name holds the hash, so that another revision does not continue this one."""
-        place = self.place(file)
-        return place.with_name(f".{place.name}.{file.etag[:12]}.part")
-
-    def partial_bytes(self, file: RemoteFile) -> int:
-        partial = self.partial(file)
-        return min(partial.stat().st_size, file.size_bytes) if partial.is_file() else 0
-
-    def has(self, file: RemoteFile) -> bool:
-        """Whether the file is there and right. One that is there and wrong is removed."""
-        place = self.place(file)
-        if place.is_file():
-            problem = mismatch(place, file)
-            if problem is None:
-                return True
-            log.warning("%s: %s; fetching it again", file.path, problem)
-        place.unlink(missing_ok=True)  # also a dangling link
-        if self.cache is None and (own := self._in_users_cache(file)):
-            _link(own, place)
-            return True
-        return False
-
-    def _in_users_cache(self, file: RemoteFile) -> Path | None:
-        from huggingface_hub import constants
-
-        blob = Path(constants.HF_HUB_CACHE) / self.repo_folder / "blobs" / file.etag
-        if blob.is_file() and mismatch(blob, file) is None:
-            return blob.absolute()
+def _base_model(folder: Path) -> str | None:
+    """What an adapter is for."""
+    try:
+        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(found["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-
-    def publish(self, revision: str | None) -> None:
-        """Make the snapshot appear in the cache, and the links to it in the results folder."""
-        _remove_others(self.folder, [f.path for f in self.snapshot.files])
-        if not self.cache:
-            return
-        home = self.cache / self.repo_folder
-        for file in self.snapshot.files:
-            entry = home / "snapshots" / self.snapshot.commit / file.path
-            blob = self.place(file)
-            _link(Path(os.path.relpath(blob, entry.parent)), entry)
-            _link(blob.absolute(), self.folder / file.path)
-        name = revision or "main"
-        if not COMMIT.fullmatch(name):
-            reference = home / "refs" / name
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(self.snapshot.commit)
-
-
-def _get(
-    file: RemoteFile,
-    snapshot: Snapshot,
-    store: _Store,
-    endpoint: str,
-    attempts: int,
-    sleep: Callable[[float], None],
-) -> None:
-    from huggingface_hub.utils import WeakFileLock
-
-    place, partial = store.place(file), store.partial(file)
-    place.parent.mkdir(parents=True, exist_ok=True)
-
-    def once() -> None:
-        _transfer(file, snapshot, partial, endpoint)
-        problem = mismatch(partial, file)
-        if problem is not None:
-            if partial.stat().st_size >= file.size_bytes:
-                partial.unlink()  # whole, but wrong: nothing of it can be continued
-            raise Transient(f"{file.path}: {problem}.")
-        partial.replace(place)
-
-    with WeakFileLock(partial.with_suffix(".lock")):
-        if not place.is_file():  # another job of the same cache may have been here meanwhile
-            patiently(once, attempts, sleep, f"{snapshot.repo}: {file.path}")
-    partial.with_suffix(".lock").unlink(missing_ok=True)
-
-
-def _transfer(file: RemoteFile, snapshot: Snapshot, partial: Path, endpoint: str) -> None:
-    """Append to ``partial`` what it lacks."""
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.file_download import get_hf_file_metadata, http_get, is_xet_available, xet_get
-    from huggingface_hub.utils import build_hf_headers
-
-    url = hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit, endpoint=endpoint)
-    headers = build_hf_headers(token=_token(), library_name="moecap")
-    if partial.is_file() and partial.stat().st_size > file.size_bytes:
-        partial.unlink()
-    with _explained(snapshot.repo, snapshot.commit, endpoint, partial.parent):
-        if file.sha256 and is_xet_available() and not constants.HF_HUB_DISABLE_XET:
-            xet = get_hf_file_metadata(url, token=_token(), endpoint=endpoint).xet_file_data
-            if xet is not None:
-                xet_get(
-                    incomplete_path=partial,
-                    xet_file_data=xet,
-                    headers=headers,
-                    expected_size=file.size_bytes,
-                    displayed_filename=file.path,
-                )
-                return
-        with partial.open("ab") as handle:
-            http_get(
-                url,
-                handle,
-                resume_size=handle.tell(),
-                headers=headers,
-                expected_size=file.size_bytes,
-                displayed_filename=file.path,
-            )
-
-
-def mismatch(path: Path, file: RemoteFile) -> str | None:
-    """How the file at ``path`` differs from what the hub states, or None."""
-    size = path.stat().st_size
-    if size != file.size_bytes:
-        return f"{size} of {file.size_bytes} bytes"
-    if file.sha256:
-        found = sha256(path)
-        return None if found == file.sha256 else f"SHA-256 is {found}, the hub states {file.sha256}"
-    if file.git_id:
-        found = git_blob_id(path)
-        return None if found == file.git_id else f"git blob id is {found}, the hub states {file.git_id}"
-    return None
-
-
-def git_blob_id(path: Path) -> str:
-    """The id that git gives to a file's content: SHA-1 of ``blob SIZE\\0`` and the bytes."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-class _explained:
-    """Turn what ``huggingface_hub`` raises into errors that a user can act on, sorted by whether a retry may help."""
-
-    def __init__(self, repo: str, revision: str | None, endpoint: str, folder: Path | None = None) -> None:
-        self.repo, self.revision, self.endpoint, self.folder = repo, revision, endpoint, folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is None or isinstance(error, MoecapError) or not isinstance(error, Exception):
-            return
-        raise self._translate(error) from error
-
-    def _translate(self, error: Exception) -> MoecapError:
-        from huggingface_hub import errors
-
-        where = f"{self.endpoint}/{self.repo}"
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            return PermanentError(
-                f"{where}: HF_HUB_OFFLINE is set, so nothing is downloaded. Unset it, or give the model's catalogue "
-                "entry "
-                "a `path` to a folder that holds the checkpoint."
-            )
-        if isinstance(error, (errors.HFValidationError,)):
-            return PermanentError(f"{self.repo!r} is not a hub id: owner/name. {' '.join(str(error).split())}")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return MoecapError(
-                f"No space left on the disk that holds {self.folder} while downloading {self.repo}. What was "
-                "downloaded is "
-                "kept: free some space, or set the model cache to a larger disk, and start again."
-            )
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(error, errors.RevisionNotFoundError):
-            return PermanentError(
-                f"{where} has no revision {self.revision!r}: not a commit, branch or tag of it (404)."
-            )
-        if status in (401, 403):
-            return PermanentError(self._refused(where, status))
-        if status == 404:
-            return PermanentError(
-                f"{where} does not exist, or not at revision {self.revision!r} (404). Check the hub id."
-            )
-        if status is not None and status not in (408, 416, 425, 429) and status < 500:
-            return PermanentError(f"{where}: the hub refused the request ({status}): {_first_line(error)}")
-        answer = f"HTTP {status}" if status else type(error).__name__
-        return Transient(f"The hub did not deliver ({answer}: {_first_line(error)}).")
-
-    def _refused(self, where: str, status: int) -> str:
-        token = "HF_TOKEN is set, but its account has no access" if _token() else "HF_TOKEN is not set"
-        return (
-            f"{where}: access refused ({status}). The repository is gated or private, or does not exist; {token}. "
-            "Accept "
-            f"its licence at {where} with your account, create a token that may read it at "
-            f"{self.endpoint}/settings/tokens, "
-            "put it into the environment variable HF_TOKEN (never into a config file), and start again."
-        )
-
-
-def _token() -> str | bool:
-    """The token from the environment; False keeps the library from looking for one elsewhere."""
-    return os.environ.get("HF_TOKEN", "").strip() or False
-
-
-def _licence(card: Any) -> str | None:
-    get = card.get if hasattr(card, "get") else lambda key: getattr(card, key, None)
-    licence = get("license")
-    if isinstance(licence, list):
-        licence = ", ".join(map(str, licence))
-    return get("license_name") or licence if licence == "other" else licence
-
-
-def _is_wanted(name: str) -> bool:
-    base = name.rsplit("/", 1)[-1]
-    return any(fnmatch.fnmatchcase(base, pattern) for pattern in WANTED) and not any(
-        fnmatch.fnmatchcase(name, pattern) for pattern in UNWANTED
-    )
-
-
-def _remove_others(folder: Path, wanted: Iterable[str]) -> None:
-    """Remove what an earlier checkpoint left in ``folder``."""
-    keep = {folder / name for name in wanted}
-    for path in folder.rglob("*"):
-        if (path.is_file() or path.is_symlink()) and path not in keep:
-            path.unlink()
-
-
-def _link(source: Path, link: Path) -> None:
-    """Point ``link`` at ``source``, replacing what was there."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(source)
-    temporary.replace(link)
 
 
 def _room_for(needed_bytes: int, folder: Path, repo: str) -> None:
@@ -620,13 +323,8 @@ def _room_for(needed_bytes: int, folder: Path, repo: str) -> None:
     if needed_bytes > free:
         raise MoecapError(
             f"{repo} needs {needed_bytes / 1e9:.1f} GB more, but the disk that holds {folder} has {free / 1e9:.1f} "
-            "GB free. "
-            "Free some space, or set the model cache to a larger disk."
+            "GB free. Free some space, or set the model cache to a larger disk."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no details")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

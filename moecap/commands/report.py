@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify the archive, and draw unless only that was asked for."""
-    from moecap.archive.pack import verify
+    from moecap.archive.read import verify
     from moecap.report.redraw import redraw
 
     if args.verify:

@@ -22,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moecap.errors import MoecapError, PermanentError
+from moecap.errors import MoecapError, PermanentError, no_space
 from moecap.io import read_json, write_json
+from moecap.redact import redact, redact_data
 
 # The environment variable that tells jobs of one run of the workflow from those of another, also on other machines.
 RUN = "MOECAP_RUN"
@@ -54,7 +55,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "))
 
 
 def classify(error: BaseException) -> str:
@@ -91,10 +92,7 @@ def explain(error: BaseException) -> str:
         )
     full = next((e for e in _causes(error) if _DISK.search(str(e)) or getattr(e, "errno", 0) == errno.ENOSPC), None)
     if full is not None:
-        return (
-            f"No space left on the disk ({_text(full)[:500]}). Free some space or set `results` in the config to a "
-            "larger disk, and start again: what was finished is kept."
-        )
+        return f"{no_space('the results', 'while something was written')} ({_text(full)[:500]})"
     return text
 
 
@@ -143,7 +141,7 @@ def say(path: str | Path | None, records: Sequence[Mapping[str, Any]]) -> None:
     known.pop("process", None)
     more = {"failures": [dict(r) for r in records]} if len(records) > 1 or known.get("failures") else {}
     with suppress(MoecapError, OSError):  # a full disk must not hide the failure itself
-        write_json({**known, **records[0], **more, "unix_s": time.time()}, path)
+        write_json(redact_data({**known, **records[0], **more, "unix_s": time.time()}), path)
 
 
 def told(path: str | Path) -> bool:

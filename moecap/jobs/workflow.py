@@ -13,12 +13,14 @@ from typing import Any
 from moecap.errors import MoecapError
 from moecap.jobs import failures, processes, running
 from moecap.paths import Paths
+from moecap.redact import redact
 
 _terminal: Any = sys.stderr
 
 
 def tell(message: str) -> None:
     """Say one line of progress on the terminal and in the log: long work shows how much is left."""
+    message = redact(message)
     logging.getLogger("moecap.progress").info(message)
     print(message, file=_terminal, flush=True)
 
@@ -39,7 +41,9 @@ def script(job: Any) -> Iterator[Any]:
     record = record_path(job)
     again = record is not None and failures.of_this_run(record)
     _terminal = _redirect_output(job.log[0], again) if job.log else sys.stderr
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(level=logging.INFO, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
         if record is not None:
             failures.begin(record, _about(job))
@@ -50,7 +54,7 @@ def script(job: Any) -> Iterator[Any]:
         if not isinstance(error, MoecapError):
             logging.exception("%s failed", rule)
         _record(record, error)
-        message = f"error in {rule}: {failures.explain(error)}"
+        message = redact(f"error in {rule}: {failures.explain(error)}")
         for stream in {sys.stderr, _terminal}:
             with suppress(OSError):  # the log's disk may be the one that is full
                 print(message, file=stream, flush=True)
@@ -61,6 +65,29 @@ def script(job: Any) -> Iterator[Any]:
     finally:
         if record is not None:
             processes.forget(results_of(job))
+        if job.log:
+            _clean(job.log[0])
+
+
+class _Redacting(logging.Formatter):
+    """Log lines, tracebacks included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _clean(log: str) -> None:
+    """Take secrets out of what engines and libraries, which know of no rule, wrote into the job's log."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    with suppress(OSError), Path(log).open("r+", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        lines = file.readlines()
+        clean = redact("".join(lines)).splitlines(keepends=True)
+        if clean != lines:  # in place: whoever has the file open goes on at its end
+            file.seek(0)
+            file.writelines(clean)
+            file.truncate()
 
 
 def results_of(job: Any) -> str:
@@ -114,7 +141,9 @@ def _redirect_output(path: str, append: bool) -> Any:
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = os.fdopen(os.dup(2), "w")
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC), 0o644)
+    if not append:
+        Path(path).unlink(missing_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

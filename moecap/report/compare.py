@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moecap.archive.pack import Archive, open_archive
+from moecap.archive.read import Archive, open_archive
 from moecap.errors import MoecapError
 
 KEY = ("deployment", "dataset", "batch_size")

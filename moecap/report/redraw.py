@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moecap.archive.pack import Archive, open_archive
+from moecap.archive.read import Archive, open_archive
 from moecap.errors import MoecapError
 from moecap.io import atomic_path, read_parquet
 from moecap.paths import Paths

@@ -16,7 +16,7 @@ import pytest
 import yaml
 import zstandard
 
-from moecap.archive import pack as archive
+from moecap.archive import pack, read
 from moecap.cap.table import to_table
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_json, write_parquet
@@ -80,13 +80,13 @@ def make_results(folder: Path, speed: float = 1.0, secret: str | None = None, ve
 def make(folder: Path, results: Path, accuracy: list[Path], **more) -> tuple[Path, dict]:
     output = folder / "a.tar.zst"
     options = {
-        "files": archive.collect(results, ROWS, accuracy),
+        "files": pack.collect(results, ROWS, accuracy),
         "config": {"seed": 1, "results": "results"},
         "deployments": ROWS,
         "catalogue": {"models": {"m": {"license": "mit"}}, "datasets": {"d": {"hub": "org/d", "licence": "cc-by-4.0"}}},
         "redraw": {"charts": {}, "report": {}},
     }
-    return output, archive.make_archive(results, output, "campaign", **{**options, **more})
+    return output, pack.make_archive(results, output, "campaign", **{**options, **more})
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_holds_what_a_reader_needs_and_no_weights(made):
     } <= names
     assert not [n for n in names if n.endswith((".safetensors", ".log"))]
     assert summary["files"] == len(names) - 1
-    assert archive.verify(path) == {k: summary[k] for k in ("name", "files", "bytes", "sha256")}
+    assert read.verify(path) == {k: summary[k] for k in ("name", "files", "bytes", "sha256")}
 
 
 def test_sha256sum_understands_the_checksums(made, tmp_path):
@@ -155,7 +155,7 @@ def test_sha256sum_understands_the_checksums(made, tmp_path):
 
 def test_only_the_campaigns_own_files(tmp_path):
     accuracy = make_results(tmp_path / "results")
-    path, _ = make(tmp_path, tmp_path / "results", accuracy, files=archive.collect(tmp_path / "results", ROWS[:1], []))
+    path, _ = make(tmp_path, tmp_path / "results", accuracy, files=pack.collect(tmp_path / "results", ROWS[:1], []))
     names = members(path)
     assert "campaign/results/metrics/one.parquet" in names and "campaign/results/metrics/two.parquet" not in names
 
@@ -202,14 +202,14 @@ def test_crate_describes_itself(made):
 def test_crate_is_read_by_the_library(made, tmp_path):
     from rocrate.rocrate import ROCrate
 
-    with archive.open_archive(made[0]) as opened:
+    with read.open_archive(made[0]) as opened:
         crate = ROCrate(opened.folder)
         assert crate.root_dataset["name"] == "campaign"
         assert len(crate.get_by_type("File")) == made[1]["files"] - 1
 
 
 def test_opened_archive_gives_the_same_table(made, tmp_path):
-    with archive.open_archive(made[0]) as opened:
+    with read.open_archive(made[0]) as opened:
         assert opened.cap().equals(pq.read_table(tmp_path / "results/cap.parquet"))
         assert opened.config == {"seed": 1, "results": "results"}
         assert [d["deployment"] for d in opened.deployments] == ["one", "two"]
@@ -225,7 +225,7 @@ def test_large_step_tables_are_left_out_and_named(tmp_path):
     path, summary = make(tmp_path, tmp_path / "results", accuracy, steps_limit_bytes=10)
     assert [o["path"] for o in summary["omitted"]] == [f"results/metrics/{d}/steps.parquet" for d in ("one", "two")]
     assert not [n for n in members(path) if n.endswith("steps.parquet")]
-    with archive.open_archive(path) as opened:
+    with read.open_archive(path) as opened:
         assert opened.facts["omitted"] == summary["omitted"]
 
 
@@ -271,7 +271,7 @@ def test_no_secret_no_name_no_path(tmp_path, monkeypatch):
     found = {(n, needle) for n, content in searched.items() for needle in needles if needle.encode() in content}
     assert not found
     # It is still the same table, column by column.
-    with archive.open_archive(path) as opened:
+    with read.open_archive(path) as opened:
         assert opened.cap().schema.equals(pq.read_schema(tmp_path / "results/cap.parquet"))
         assert opened.config["data_files"]["d"]["test"] == "[path]/gsm8k.jsonl"
         assert opened.config["api_key"] == "[removed]"
@@ -335,9 +335,9 @@ def test_a_user_named_like_a_deployment_does_not_spoil_the_tables(tmp_path, monk
 def test_tampering_is_named_and_nothing_is_unpacked(made, tmp_path, change, says):
     rewrite(made[0], change)
     with pytest.raises(MoecapError, match=says):
-        archive.verify(made[0])
+        read.verify(made[0])
     with pytest.raises(MoecapError):
-        archive.extract(made[0], tmp_path / "out")
+        read.extract(made[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -346,7 +346,7 @@ def test_cut_off_archive(made, keep):
     content = made[0].read_bytes()
     made[0].write_bytes(content[: int(keep if keep == 0 or keep >= 4 else len(content) * keep)])
     with pytest.raises(MoecapError, match=r"damaged|empty|missing"):
-        archive.verify(made[0])
+        read.verify(made[0])
 
 
 def test_every_flipped_byte_is_noticed(made):
@@ -355,18 +355,18 @@ def test_every_flipped_byte_is_noticed(made):
         content[position] ^= 0xFF
         made[0].write_bytes(content)
         with pytest.raises(MoecapError):
-            archive.verify(made[0])
+            read.verify(made[0])
         content[position] ^= 0xFF
 
 
 def test_no_archive_at_all(tmp_path):
     with pytest.raises(MoecapError, match="does not exist"):
-        archive.verify(tmp_path / "no.tar.zst")
+        read.verify(tmp_path / "no.tar.zst")
     with pytest.raises(MoecapError, match="is a folder"):
-        archive.verify(tmp_path)
+        read.verify(tmp_path)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(MoecapError, match="damaged"):
-        archive.verify(tmp_path / "text")
+        read.verify(tmp_path / "text")
 
 
 def test_a_step_table_that_is_cut_off_is_named(tmp_path):

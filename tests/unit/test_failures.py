@@ -53,8 +53,11 @@ def test_class_of_a_cause():
     [
         (MoecapError("as it stands"), "as it stands"),
         (MemoryError(), "Out of host memory (MemoryError). The job needs more than"),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on the disk (OSError: [Errno 28]"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on the disk (RuntimeError"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on the disk that holds the results"),
+        (
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            "No space left on the disk that holds the results",
+        ),
         (ValueError("two\nlines"), "ValueError: two lines"),
     ],
 )

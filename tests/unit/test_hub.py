@@ -251,7 +251,7 @@ def test_killed_download_goes_on_where_it_was(server, tmp_path):
     server.fault(SHARD, stall_after(100_000, 60))
     code = (
         "import sys; from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000\n"
-        "from moecap import hub; hub.download(sys.argv[1], sys.argv[2])"
+        "from moecap.checkpoints import hub; hub.download(sys.argv[1], sys.argv[2])"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, REPO, str(tmp_path / "m")],
@@ -353,3 +353,191 @@ def test_damaged_checkpoint_is_a_named_error(tmp_path, files, how, says):
         hub.link_local(source, tmp_path / "m")
     assert says in str(refused.value) and str(source) in str(refused.value)
     assert not (tmp_path / "m/manifest.json").exists()
+
+
+# -- which files -------------------------------------------------------------------------------------------------------
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS = ["model-1.safetensors", "model-2.safetensors"]
+# What there is beside config, tokenizer and README; what is taken of it (None: all).
+MANY = {
+    "whole and in shards": ([WHOLE, INDEX, *SHARDS], [WHOLE]),
+    "in shards": ([INDEX, *SHARDS], None),
+    "a stale index": ([INDEX, WHOLE, SHARDS[0]], [WHOLE]),
+    "a variant": ([WHOLE, "model.fp16.safetensors"], [WHOLE]),
+    "variants in shards": ([INDEX, *SHARDS, "model.fp16-00001-of-00001.safetensors"], [INDEX, *SHARDS]),
+    "folders": (
+        [
+            *(WHOLE, f"fp16/{WHOLE}", f"checkpoint-500/{WHOLE}", "original/consolidated.00.safetensors"),
+            *(f"onnx/{WHOLE}", "gguf/m.gguf", "vision-lora/adapter_model.safetensors"),
+        ],
+        [WHOLE],
+    ),
+    "Mistral's format beside": (
+        [INDEX, *SHARDS, "consolidated.safetensors", "params.json"],
+        [INDEX, *SHARDS, "params.json"],
+    ),
+    "an adapter beside": (
+        [WHOLE, "adapter_model.safetensors", "adapter_config.json"],
+        [WHOLE, "adapter_config.json"],
+    ),
+    "training's state": (
+        [WHOLE, "optimizer.safetensors", "training_args.bin", "pytorch_model.bin.index.json"],
+        [WHOLE],
+    ),
+    "a name of its own": (["gptq_model-4bit-128g.safetensors"], None),
+}
+
+
+@pytest.mark.parametrize("where", ["hub", "folder"])
+@pytest.mark.parametrize("name", MANY)
+def test_what_a_loader_reads_is_taken_and_nothing_twice(server, tmp_path, name, where):
+    there, taken = MANY[name]
+    whole = checkpoint(0, shards=2)
+    weights = next(content for n, content in whole.items() if n.startswith("model-00001"))
+    index = json.dumps({"weight_map": {"layers.0.weight": "model-1.safetensors", "x": "model-2.safetensors"}}).encode()
+    files = {"config.json": whole["config.json"], "tokenizer.json": b"{}", "README.md": b"x"}
+    files |= {name: index if name == INDEX else weights for name in there}
+    if "model-2.safetensors" in files:
+        files["model-2.safetensors"] = _shard("x")
+    server.repos[REPO] = files
+    if where == "hub":
+        fetch(tmp_path / "m")
+    else:
+        hub.link_local(on_disk(tmp_path / "source", files), tmp_path / "m")
+    assert sorted(contents(tmp_path / "m")) == sorted(["config.json", "tokenizer.json", "README.md", *(taken or there)])
+    left = [n for n in files if n not in contents(tmp_path / "m")]
+    assert not [n for n in left if server.gets(n)], "what is not taken is not fetched"
+
+
+def _shard(tensor: str) -> bytes:
+    header = json.dumps({tensor: {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], r"an adapter \(LoRA\).*merge"),
+        (["config.json", "adapter_config.json", "adapter_model.safetensors"], r"an adapter \(LoRA\)"),
+        (["params.json", "consolidated.safetensors", "tekken.json"], "Mistral's own format"),
+        (["config.json", "params.json", "consolidated-00001-of-00002.safetensors"], "Mistral's own format"),
+        (["bf16/config.json", "bf16/model.safetensors"], r"lie in folders \(bf16\)"),
+        (["config.json", "onnx/model.safetensors"], r"folders that no loader reads \(onnx\)"),
+        (["config.json", "pytorch_model.bin"], r"no \*\.safetensors file, but pickles"),
+        (["model-q4.gguf"], "GGUF"),
+        (["model.safetensors"], "no config.json"),
+        (["config.json"], r"no \*\.safetensors file"),
+    ],
+)
+@pytest.mark.parametrize("where", ["hub", "folder"])
+def test_what_is_no_checkpoint_has_a_true_reason(server, tmp_path, there, says, where):
+    files = {name: b'{"a": 1}' if name.endswith("json") else _shard("x") for name in there}
+    server.repos[REPO] = files
+    with pytest.raises(PermanentError, match=says) as refused:
+        if where == "hub":
+            fetch(tmp_path / "m")
+        else:
+            hub.link_local(on_disk(tmp_path / "source", files), tmp_path / "m")
+    assert not server.gets("x") and "\n" not in str(refused.value)
+    assert not [r for r in server.requests if "/resolve/" in r.path], "nothing was fetched"
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """What would change if anything in a folder were written again: inode and time of change."""
+    return {str(p): (p.lstat().st_ino, p.lstat().st_ctime_ns) for p in sorted(folder.rglob("*"))}
+
+
+def test_a_complete_cache_is_used_and_not_touched(server, files, tmp_path):
+    """It may belong to another user, and be read-only to this one."""
+    fetch(tmp_path / "a", cache=tmp_path / "cache", revision="main")
+    before = state(tmp_path / "cache")
+    fetch(tmp_path / "b", cache=tmp_path / "cache", revision="main")
+    assert state(tmp_path / "cache") == before
+    assert contents(tmp_path / "b") == wanted(files)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user")
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_second_user_of_a_read_only_cache(server, files, tmp_path, complete):
+    cache = tmp_path / "cache"
+    fetch(tmp_path / "a", cache=cache)
+    if not complete:
+        next((cache / "models--org--model/blobs").iterdir()).unlink()
+    for folder in (*tmp_path.parents, tmp_path):
+        if folder.is_relative_to("/tmp/pytest-of-root") or str(folder).startswith("/tmp/pytest"):
+            folder.chmod(0o755)
+    home = tmp_path / "second"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    said = home / "said.txt"
+    child = os.fork()
+    if child == 0:  # all modules are loaded: another user may not be able to read them
+        try:
+            os.setgroups([])
+            os.setegid(65534)
+            os.seteuid(65534)
+            fetch(home / "m", cache=cache)
+            said.write_text("done")
+        except BaseException as error:
+            said.write_text(f"{type(error).__name__} {error}")
+        os._exit(0)
+    os.waitpid(child, 0)
+    if complete:
+        assert said.read_text() == "done"
+        assert contents(home / "m") == wanted(files)
+    else:
+        assert said.read_text().startswith("PermanentError") and "cannot be written" in said.read_text()
+        assert "umask 002" in said.read_text()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("place", ["cache", "users-cache"])
+def test_offline_with_a_complete_cache(server, files, tmp_path, place, monkeypatch):
+    """At a pinned commit, or a branch that the cache knows; not one request is made."""
+    from huggingface_hub import constants
+
+    fetch(tmp_path / "a", cache=tmp_path / place, revision="main")
+    server.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for i, revision in enumerate([server.commits[REPO], "main"]):
+        target = tmp_path / f"b{i}"
+        manifest, _ = fetch(target, cache=tmp_path / "cache", revision=revision)
+        assert contents(target) == wanted(files) and manifest["source"]["revision"] == server.commits[REPO]
+        assert manifest["licence"] == "apache-2.0"
+    assert server.requests == []
+
+
+def test_offline_without_it_says_so(server, offline, tmp_path):
+    with pytest.raises(PermanentError, match=r"HF_HUB_OFFLINE is set.*no complete snapshot of revision 'v1'"):
+        fetch(tmp_path / "m", revision="v1")
+
+
+def test_offline_with_a_damaged_cache_says_which_file(server, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    fetch(tmp_path / "a", cache=tmp_path / "cache")
+    blob = (tmp_path / "a" / SHARD).resolve()
+    blob.write_bytes(bytes(blob.stat().st_size))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PermanentError, match=f"{SHARD} in the cache .* is damaged"):
+        fetch(tmp_path / "m", cache=tmp_path / "cache")
+
+
+def test_a_password_in_the_endpoint_is_in_no_message(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HF_ENDPOINT", server.url.replace("://", "://me:hunter22-x@"))
+    server.fault("api", status(403))
+    with pytest.raises(PermanentError) as refused:
+        fetch(tmp_path / "m")
+    assert "hunter22" not in str(refused.value) and "[removed]@127.0.0.1" in str(refused.value)
+    manifest, _ = fetch(tmp_path / "m2")
+    assert "hunter22" not in json.dumps(manifest)

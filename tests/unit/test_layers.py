@@ -11,6 +11,7 @@ from moecap.provenance import PACKAGE
 
 #: From the bottom up. A package (or a module that stands alone) imports from those before it and from itself.
 ORDER = (
+    "redact",
     "errors",
     "io",
     "schema",
