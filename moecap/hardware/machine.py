@@ -165,18 +165,17 @@ def calibrate(seconds: float = 20.0, device: str = "cpu") -> dict[str, Any]:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         with torch.inference_mode():
-            trials = _bandwidth_trials(torch, device, buffer_bytes, share, synchronize)
-            for dtype in dtypes:
-                trials[f"flops_{dtype}"] = _flops_trials(torch, device, dtype, share, synchronize)
+            bandwidth = _bandwidth_trials(torch, device, buffer_bytes, share, synchronize)
+            flops = {dtype: _flops_trials(torch, device, dtype, share, synchronize) for dtype in dtypes}
         used_threads = torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
     return {
         "measured": True,
-        "read_bandwidth_bytes_per_s": trials["read_bandwidth"]["best"],
-        "copy_bandwidth_bytes_per_s": trials["copy_bandwidth"]["best"],
-        "peak_flops": {dtype: (trials[f"flops_{dtype}"] or {}).get("best") for dtype in dtypes},
-        "trials": trials,
+        "read_bandwidth_bytes_per_s": bandwidth["read_bandwidth"]["best"],
+        "copy_bandwidth_bytes_per_s": bandwidth["copy_bandwidth"]["best"],
+        "peak_flops": {dtype: (found or {}).get("best") for dtype, found in flops.items()},
+        "trials": {**bandwidth, **{f"flops_{dtype}": found for dtype, found in flops.items()}},
         "device": device,
         "threads": used_threads,
         "torch": torch.__version__,
@@ -376,7 +375,8 @@ def _power_cap() -> float | None:
 
 def _memory_limit() -> int | None:
     """The memory limit of the control group (v2, then v1) that this process is in; None: none."""
-    groups = dict(reversed(line.split(":", 2)[1:]) for line in (_text(PROC / "self/cgroup") or "").splitlines())
+    lines = [line.split(":", 2) for line in (_text(PROC / "self/cgroup") or "").splitlines()]
+    groups = {path: names for _, names, path in lines}
     v2 = next((path for path, names in groups.items() if names == ""), None)
     candidates = [SYS / "fs/cgroup/memory/memory.limit_in_bytes"]
     if v2 is not None:

@@ -232,7 +232,10 @@ def test_a_part_that_was_damaged_and_signed_anew(sound: Path, tmp_path: Path, pa
     content = members(sound)
     content[f"campaign/{part}"] = DAMAGE[how](content[f"campaign/{part}"])
     path = pack(tmp_path / "a.tar.zst", tar_of(*(entry(n, d) for n, d in signed(content).items())))
-    for act in (lambda: redraw(path, tmp_path / "drawn"), lambda: compare(sound, path), _properties(path)):
+    acts = [lambda: compare(sound, path), _properties(path)]
+    if how == PAIRS[3 * PARTS.index(part)][1]:  # drawing takes seconds: once per part
+        acts.append(lambda: redraw(path, tmp_path / "drawn"))
+    for act in acts:
         try:
             act()
         except MoecapError as error:
