@@ -27,6 +27,7 @@ COMMANDS = {
     "anatomy": "count a model's parameters, bytes, FLOPs and KV per layer and component",
     "cost": "purchase, energy and cost per token of a deployment (equations 5-7)",
     "plan": "predict deployments that need not be owned, and find the cheapest that meets a target",
+    "new": "a config and a deployment table to start from",
     "validate": "check a config and its catalogues as the workflow does when it starts",
     "report": "redraw charts and report from an archive",
     "compare": "lay two archives side by side",

@@ -133,11 +133,13 @@ class Site(Strict):
 
 
 def load_site(path: str | Path = "config/site.yaml") -> Site:
-    """Read and check a site's file.
+    """Read and check a site's file. A project that has none where the config's default looks asks for nothing.
 
     Raises:
         MoecapError: it does not exist, or a key or value is wrong; the message names it.
     """
+    if str(path) == Config.model_fields["site"].default and not Path(path).exists():
+        return Site()
     data = read_yaml(path)
     try:
         return Site.model_validate(data or {})
