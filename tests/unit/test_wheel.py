@@ -38,6 +38,22 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "venv/bin"
 
 
+def test_every_file_of_the_package_is_in_the_wheel(installed: Path) -> None:
+    package = next((installed.parent / "lib").glob("python*/site-packages/moecap"))
+    ours = {
+        path.relative_to(ROOT / "moecap")
+        for path in (ROOT / "moecap").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    # The catalogue is a link here, which `rglob` may or may not follow.
+    ours |= {Path("catalogue") / p.relative_to(ROOT / "config/catalogue") for p in _files(ROOT / "config/catalogue")}
+    assert {path for path in ours if not (package / path).is_file()} == set()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def run(command: list[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
