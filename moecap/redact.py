@@ -7,9 +7,10 @@ it belongs to. The tests hold the forms against those of a kept detector (detect
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -126,6 +127,31 @@ def redact_data(value: Any, environment: Mapping[str, str] | None = None) -> Any
     if isinstance(value, (list, tuple)):
         return [redact_data(v, environment) for v in value]
     return value
+
+
+def secrets_in(value: Any, key: str = "") -> Iterator[str]:
+    """Keys (``a.b.0``) of plain data under which something has the form of a secret.
+
+    >>> list(secrets_in({"judge": {"url": "https://me:pw@host/v1", "api_key_env": "JUDGE_KEY"}}))
+    ['judge.url']
+    """
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from secrets_in(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for number, part in enumerate(value):
+            yield from secrets_in(part, f"{key}.{number}")
+    elif isinstance(value, str) and value:
+        named = SECRET_NAME.search(key.rpartition(".")[2]) and is_secret(value)
+        if named or by_form(value) != value:
+            yield key
+
+
+def filter_log(record: logging.LogRecord) -> bool:
+    """A filter for loggers: lets every record pass, without secrets."""
+    if isinstance(record.msg, str):  # what Snakemake says of a job is in attributes, not in a message
+        record.msg, record.args = redact(record.getMessage()), None
+    return True
 
 
 def values_of(environment: Mapping[str, str]) -> list[str]:

@@ -51,7 +51,11 @@ from moecap.cluster.requests import Cluster
 from moecap.jobs.failures import RUN, settle, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
+from moecap.redact import filter_log
 from moecap.cluster.site import UNASKED, local_rules, shell_prefix
+
+# What Snakemake says of jobs, commands and errors goes to the terminal and to files: without secrets.
+logger.addFilter(filter_log)
 
 # The jobs of this run know each other by it, also on a cluster's nodes: what failed for good is not tried again.
 os.environ.setdefault(RUN, f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}")
@@ -175,7 +179,9 @@ def report_over_what_there_is():
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         logger.error(
-            f"Incomplete: a report over what there is lies in {paths.results}/partial/report.html."
+            f"Incomplete: a report over what there is lies in {paths.results}/partial/report.html. It is not archived: "
+            "an archive is of a finished campaign. To archive what there is, take the failed deployments out of the "
+            "table and ask for `archive` again."
         )
     else:
         logger.error(

@@ -12,6 +12,7 @@ from moecap.engines.capabilities import Machine, catalogue_machine, check_can_se
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.hardware.catalogue import System
 from moecap.model.offload import read_arguments
+from moecap.redact import secrets_in
 
 if TYPE_CHECKING:
     from moecap.campaign.campaign import Campaign
@@ -39,6 +40,12 @@ class Checks:
     # -- checks ---------------------------------------------------------------------------------------------------
     def _check(self) -> None:
         config = self.campaign.config
+        for key in secrets_in(config.model_dump(mode="json")):
+            raise MoecapError(
+                f"{self.source}: `{key}` holds what looks like a secret. A config is copied into results, logs and "
+                "archives: put the secret into an environment variable, and name that where one is asked for (HF_TOKEN "
+                "and the like are found by themselves)."
+            )
         lines = row_lines(config.deployments) if config.deployments else {}
         for name, row in self.campaign.deployments.items():
             where = f"{config.deployments}, line {lines.get(name, '?')} ({name})"

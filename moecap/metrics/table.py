@@ -82,6 +82,10 @@ def _schema() -> pa.Schema:
     add("status", text, "", "measured, or estimated where the schedule of steps was inferred")
     add("workload", text, "", "what was timed")
     add("repeats", i32, "1", "timed repeats")
+    add("disturbed_repeats", i32, "1", "repeats while others took a part of the machine; null: not known of any")
+    add("external_cpu_share", f64, "1", "the most that other processes used of the CPU time in a repeat")
+    add("cpu_steal_share", f64, "1", "the most that a hypervisor took of the CPU time in a repeat")
+    add("other_gpu_processes", i32, "1", "the most other processes that were on the GPUs in a repeat")
     add("requests", i64, "1", "requests in all repeats")
     add("prompt_tokens", i64, "1", "prompt tokens in all repeats")
     add("generated_tokens", i64, "1", "generated tokens in all repeats")
@@ -458,6 +462,7 @@ def _recorded(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "status": "estimated" if any(p.get("schedule_kind") == "estimated" for p in points) else "measured",
         "repeats": len(points),
+        **_others(points),
         "requests": sum(p["requests"] for p in points),
         "prompt_tokens": sum(p["prompt_tokens"] for p in points),
         "generated_tokens": sum(p["generated_tokens"] for p in points),
@@ -465,6 +470,16 @@ def _recorded(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "hardware_fingerprint": digest(hardware) if hardware else None,
         "start_unix_s": min((p["start_unix_s"] for p in points if p.get("start_unix_s") is not None), default=None),
         **{name: same(name) for name in ("workload", "engine", "engine_version", "libraries", "seed", "energy_source")},
+    }
+
+
+def _others(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What others did on the machine while the repeats were timed; null where no repeat says."""
+    known = [p["disturbed"] for p in points if p.get("disturbed") is not None]
+    worst = ("external_cpu_share", "cpu_steal_share", "other_gpu_processes")
+    return {
+        "disturbed_repeats": sum(known) if known else None,
+        **{name: max((p[name] for p in points if p.get(name) is not None), default=None) for name in worst},
     }
 
 

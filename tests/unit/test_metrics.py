@@ -295,3 +295,17 @@ def test_a_few_repeats_understate_how_much_repeats_vary():
     narrow, wide = (_with_interval("x", 1.0, drawn, repeats) for repeats in (1, 2))
     assert wide["x_high"] - 1 == pytest.approx(np.sqrt(2) * (narrow["x_high"] - 1))
     assert 1 - wide["x_low"] == pytest.approx(np.sqrt(2) * (1 - narrow["x_low"]))
+
+
+def test_what_others_did_is_the_worst_of_the_repeats_and_null_where_nobody_looked():
+    from moecap.metrics.table import _others
+
+    looked = {"disturbed": True, "external_cpu_share": 0.3, "cpu_steal_share": 0.0, "other_gpu_processes": None}
+    quiet = {"disturbed": False, "external_cpu_share": 0.01, "cpu_steal_share": 0.02, "other_gpu_processes": None}
+    assert _others([quiet, looked, {}]) == {
+        "disturbed_repeats": 1,
+        "external_cpu_share": 0.3,
+        "cpu_steal_share": 0.02,
+        "other_gpu_processes": None,
+    }
+    assert set(_others([{}]).values()) == {None}

@@ -245,3 +245,21 @@ def test_long_texts_take_no_longer_than_their_length(tmp_path: Path) -> None:
     """No pattern goes back over a long word again and again."""
     for text in ("a" * 20_000, "a-" * 10_000, "https://" + "a." * 10_000, "eyJ" * 6_000, "=" * 20_000):
         assert redact(text, {}) == text
+
+
+def test_a_config_that_holds_a_secret_is_named_by_its_key() -> None:
+    """Before anything is copied: into params, Snakemake's records, logs, archives."""
+    from moecap.redact import secrets_in
+
+    config = {"results": "results", "judge": {"api_key": PLAIN, "api_key_env": "JUDGE_API_KEY"}, "n": [1, SECRET]}
+    config |= {"engine_env": {"HF_ENDPOINT": f"https://me:{PLAIN}@hub.example"}, "data_files": {"d": "a/b.jsonl"}}
+    assert list(secrets_in(config)) == ["judge.api_key", "n.1", "engine_env.HF_ENDPOINT"]
+
+
+def test_a_filter_for_somebody_elses_logger() -> None:
+    from moecap.redact import filter_log
+
+    record = logging.LogRecord("snakemake", logging.ERROR, "", 0, "%s failed", (TEXT,), None)
+    assert filter_log(record) and SECRET not in record.getMessage() and record.getMessage().endswith("failed")
+    record = logging.LogRecord("snakemake", logging.INFO, "", 0, None, (), None)
+    assert filter_log(record) and record.msg is None
