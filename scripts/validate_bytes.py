@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moecap.charts import standard as charts
+from moecap.charts.draw import save
+from moecap.charts.step_bytes import measured_bytes
 from moecap.checks.byte_check import (
     TOTAL_ERROR,
     WEIGHTS_OVER_ACTIVATIONS,
@@ -307,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             writer = csv.DictWriter(file, columns.names, lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        charts.save(charts.measured_bytes(charted(rows)), args.output / "bytes.svg")
+        save(measured_bytes(charted(rows)), args.output / "bytes.svg")
         with atomic_path(args.output / "bytes.md") as path:
             path.write_text(markdown(rows, facts))
     except MoecapError as error:

@@ -53,7 +53,7 @@ def read_table(path: str) -> pd.DataFrame:
     Raises:
         MoecapError: no such file, or one that is none of these.
     """
-    from moecap.archive.pack import open_archive
+    from moecap.archive.read import open_archive
     from moecap.io import read_parquet
 
     if path.endswith(".tar.zst"):

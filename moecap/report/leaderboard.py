@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moecap.archive.pack import open_archive
+from moecap.archive.read import open_archive
 from moecap.cap.table import SECTIONS, pareto_frequency
 from moecap.charts.pages import render
 from moecap.errors import MoecapError
