@@ -151,7 +151,7 @@ def _check_inside(file: Path, folder: Path) -> None:
         MoecapError: the file is a link to somewhere else.
     """
     target, home = file.resolve(), folder.resolve()
-    of_the_hub = target.parent.name == "blobs" and home.parent.name == "snapshots"
+    of_the_hub = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
     if home in target.parents or of_the_hub or (folder / "manifest.json").is_file():
         return
     raise MoecapError(
