@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ from moecap.errors import MoecapError, nearest
 from moecap.hardware.catalogue import Hardware, load
 from moecap.io import read_json
 from moecap.model.structure import Anatomy
+from moecap.plan.anatomies import anatomy_of
 from moecap.plan.answers import answer
 from moecap.plan.counts import required_bytes_per_s
 from moecap.plan.cross_check import cross_check_in_words
+from moecap.plan.expected import Drafts
+from moecap.plan.layouts import KINDS
 from moecap.plan.measured import Measured, accuracies
 from moecap.plan.search import plan
+from moecap.plan.table import SORTS, Row, as_csv, as_text, holds, ranked, seconds, why_out
 from moecap.plan.target import Candidate, Workload
 from moecap.plan.words import in_words
 
@@ -43,8 +47,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCH_SIZES), metavar="B")
     parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N")
     parser.add_argument("--output-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--tpot-s", type=float, metavar="S", help="limit on the time per output token")
-    parser.add_argument("--ttft-s", type=float, metavar="S", help="limit on the time to first token")
+    parser.add_argument("--tpot", "--tpot-s", dest="tpot_s", type=_seconds, metavar="T", help="limit: 20ms, 0.1 s")
+    parser.add_argument("--ttft", "--ttft-s", dest="ttft_s", type=_seconds, metavar="T", help="limit: 500ms, 2 s")
+    parser.add_argument("--engine", default="vllm", help="whose prior times rest on; `none`: the roofline's bound")
+    parser.add_argument("--layouts", nargs="+", choices=KINDS, default=["tp"], help="ways to share a model; default tp")
+    parser.add_argument("--draft-tokens", type=int, default=0, metavar="N", help="drafted per step (speculation)")
+    parser.add_argument("--acceptance", type=float, default=0.0, metavar="A", help="probability of a drafted token")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of the table; default 10")
+    parser.add_argument("--sort", choices=list(SORTS), default="cost", help="default: cost per token")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--accuracy", type=float, metavar="A", help="least accuracy, 0 to 1; needs --cap or --results")
     parser.add_argument("--cap", metavar="FILE", help="a CAP table: accuracy of models and precisions")
     parser.add_argument(
@@ -76,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise MoecapError(
             f"--calibrate-on is {args.calibrate_on!r}, not in --results. {nearest(args.calibrate_on, names)}"
         )
+    engine = None if args.engine == "none" else args.engine
     anatomies = list(_anatomies(args.model, args.precision))
     candidates = [Candidate.of(a, known.get((a.model, a.precision))) for a in anatomies]
     candidates = candidates or list(measured.candidates.values())
@@ -97,6 +109,10 @@ def run(args: argparse.Namespace) -> int:
         calibrations,
         machine=machine,
         profiles=measured.profiles,
+        engine=engine,
+        kinds=tuple(args.layouts),
+        drafts=Drafts(args.draft_tokens, args.acceptance),
+        own=measured.own_runs({n: hardware.find(n).speeds for n in used}, engine) if engine else {},
     )
     found = answer(table, args.tpot_s, args.ttft_s, args.accuracy)
     if args.tpot_s is not None:
@@ -105,11 +121,35 @@ def run(args: argparse.Namespace) -> int:
         from moecap.io import write_parquet
 
         write_parquet(table, args.output)
-    if args.json:
-        print(json.dumps({**found, "cross_check": checks}, allow_nan=False))
+    limits = {"tpot_s": args.tpot_s, "ttft_s": args.ttft_s, "accuracy": args.accuracy}
+    rows = table.to_pylist()
+    best = ranked(rows, limits, args.sort)
+    if args.json or args.format == "json":
+        print(json.dumps({**found, "cross_check": checks, "ranked": best[: args.top]}, allow_nan=False))
+    elif args.format == "csv":
+        print(as_csv(best, args.top))
     else:
+        print("\n".join(_text(rows, best, limits, args.top)))
         print(in_words({**found, "cross_check": cross_check_in_words(checks) if checks else None}))
     return 0
+
+
+def _text(rows: list[Row], best: list[Row], limits: Mapping[str, float | None], top: int) -> list[str]:
+    """The table, why others fall out, and which systems hold the limit on TPOT."""
+    lines = [as_text(best, top), ""] if best else []
+    lines += [f"{n:6,} points fall out: {reason}" for reason, n in why_out(rows, limits)]
+    if limits["tpot_s"] is not None and best:
+        lines += ["", *holds(rows, limits["tpot_s"])[:top]]
+    if any(r["figures_unverified"] for r in best[:top]):
+        lines += ["", "* rests on a price, power or speed whose source was not read"]
+    return [*lines, ""]
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _default_systems(hardware: Hardware) -> list[str]:
@@ -132,10 +172,8 @@ def _anatomies(models: Sequence[str], precisions: Sequence[str]) -> Iterable[Ana
         if read is not None:
             yield read
             continue
-        from moecap.model.counted import anatomy  # builds the model: needs torch
-
         for precision in precisions:
-            yield anatomy(model, precision)
+            yield anatomy_of(model, precision)
 
 
 def _stored(model: str) -> Anatomy | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import Hardware
 from moecap.model.structure import Anatomy
+from moecap.plan.anatomies import anatomy_of
 from moecap.plan.names import engine_entry, hardware_entry, known_names, model_entry, precision_entry
 from moecap.plan.points import Point
 from moecap.plan.target import Workload
@@ -52,14 +52,6 @@ class Case:
         return self.model, self.hardware, self.engine, self.precision
 
 
-@lru_cache(maxsize=256)
-def anatomy_of(model: str, precision: str, catalogue: str | None = None) -> Anatomy:
-    """A catalogue model, counted at a precision."""
-    from moecap.model.counted import anatomy
-
-    return anatomy(model, precision, catalogue=catalogue)
-
-
 def case_of(point: Point, hardware: Hardware, catalogue: str | Path | None = None) -> Case:
     """The case of a point.
 
@@ -88,7 +80,7 @@ def case_of(point: Point, hardware: Hardware, catalogue: str | Path | None = Non
     workload = _workload(point)
     anatomy = anatomy_of(model, precision, folder)
     found = terms(anatomy, speeds, parallel, [open_requests], workload)
-    engine = engine_entry(point.engine) or (point.engine or "unknown").lower()
+    engine = engine_entry(point.engine, point.engine_version) or (point.engine or "unknown").lower()
     return Case(point, model, name, engine, precision, parallel, workload, found, anatomy)
 
 

@@ -30,6 +30,7 @@ GUESSES: dict[str, tuple[float, float]] = {
     "links": (3.0, 0.7),
     "activations": (10.0, 1.0),  # written and read several times per layer
     "compute": (2.0, 0.5),
+    "requests": (5.0, 1.0),
     "step": (0.3, 0.8),
     "prefill_compute": (2.0, 0.5),
     "prefill_activations": (5.0, 0.8),

@@ -13,10 +13,14 @@ from moecap.hardware.catalogue import Speeds
 from moecap.io import read_json, read_parquet
 from moecap.model.structure import Anatomy
 from moecap.paths import Paths, fill
+from moecap.plan.calibrate import per_request, workload_of
 from moecap.plan.counts import routing_profile
 from moecap.plan.cross_check import calibrate_from
+from moecap.plan.pooling import Own, ratio
 from moecap.plan.predict import Calibration
+from moecap.plan.prior import prior_of
 from moecap.plan.target import Candidate, compute_dtype
+from moecap.plan.terms import Parallel
 
 Row = dict[str, Any]
 
@@ -118,6 +122,26 @@ class Measured:
             accuracies(paths.cap),
             reference=reference,
         )
+
+    def own_runs(self, speeds: Mapping[str, Speeds | None], engine: str) -> dict[str, Own]:
+        """Own runs on catalogued devices, as the prior of an engine is shrunk to them: hardware → runs."""
+        prior = prior_of(engine)
+        found: dict[str, dict[str, list[float]]] = {}
+        rows = [per_request(r) for r in self.metrics if r.get("status", "measured") in ("measured", "estimated")]
+        for deployment in self.deployments:
+            name, variant = str(deployment["hardware"]), (deployment["model"], deployment["precision"])
+            chip, candidate = speeds.get(name), self.candidates.get(variant)
+            if chip is None or candidate is None:
+                continue
+            parallel = Parallel(tp=int(deployment.get("devices") or 1))
+            for row in rows:
+                if row["deployment"] == deployment["deployment"] and row.get("tpot_s") and row.get("batch_size"):
+                    one = ratio(
+                        prior, candidate, chip, parallel, row["batch_size"], workload_of(row), row["tpot_s"],
+                        self.profiles.get(candidate.anatomy.model),
+                    )  # fmt: skip
+                    found.setdefault(name, {}).setdefault(candidate.anatomy.model, []).append(one)
+        return {name: Own(ratios, f"{sum(map(len, ratios.values()))} own runs") for name, ratios in found.items()}
 
     def calibrate(
         self, speeds: Mapping[str, Speeds | None], reference: str | None = None

@@ -84,9 +84,15 @@ def _bare(name: str) -> str:
     return " ".join(word for word in words if word not in ignored)
 
 
-def engine_entry(printed: str | None) -> str | None:
-    """The kind of engine; None: not known."""
-    return _listed(printed, "engines")
+def engine_entry(printed: str | None, version: str | None = None) -> str | None:
+    """The kind of engine, with its generation where an old one is another engine in speed; None: not known."""
+    found = _listed(printed, "engines")
+    digits = re.match(r"v?(\d+)\.(\d+)", version or "")
+    for generation in known_names()["generations"].get(found, ()) if digits else ():
+        before = tuple(int(part) for part in str(generation["before"]).split("."))
+        if digits and (int(digits.group(1)), int(digits.group(2))) < before:
+            return str(generation["name"])
+    return found
 
 
 def precision_entry(printed: str | None, model: str | None = None) -> str | None:

@@ -121,7 +121,7 @@ def from_data(name: str, stored: Mapping[str, Any]) -> Prior:
         ),
         intervals={
             new: {q: (float(low), float(high)) for q, (low, high) in found.items()}
-            for new, found in stored["intervals"].items()
+            for new, found in entry["intervals"].items()
         },
         models=frozenset(stored["fitted_on"]["models"]),
         hardware=frozenset(stored["fitted_on"]["hardware"]),

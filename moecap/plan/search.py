@@ -12,9 +12,14 @@ import pyarrow as pa
 from moecap.cost.deployment import HOURS_PER_YEAR, SECONDS_PER_HOUR, Settings, energy_kwh, mean_power_w, settings
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import SOURCED, Hardware, Range, System
+from moecap.plan.expected import NO_DRAFTS, Drafts, expected
+from moecap.plan.layouts import layouts, refused
+from moecap.plan.pooling import Own
 from moecap.plan.predict import UNCALIBRATED, Calibration, predict
+from moecap.plan.prior import Prior, prior_of
 from moecap.plan.schema import PLAN_SCHEMA
 from moecap.plan.target import USABLE_MEMORY, Candidate, Target, Workload
+from moecap.plan.terms import Parallel
 
 Row = dict[str, Any]
 
@@ -31,8 +36,12 @@ def plan(
     machine: Mapping[str, Any] | None = None,
     profiles: Mapping[str, Sequence[np.ndarray]] | None = None,
     usable_memory: float = USABLE_MEMORY,
+    engine: str | None = None,
+    kinds: tuple[str, ...] = ("tp",),
+    drafts: Drafts = NO_DRAFTS,
+    own: Mapping[str, Own] | None = None,
 ) -> pa.Table:
-    """Predict every combination of model × precision × hardware × number of devices × batch size.
+    """Predict every combination of model × precision × hardware × number of devices × layout × batch size.
 
     Args:
         candidates: models at precisions.
@@ -42,6 +51,9 @@ def plan(
         calibrations: system → how measured runs exceed the roofline there; others are upper bounds.
         machine: what calibration found, for a system whose speeds are measured.
         profiles: model → routing profile (:func:`expected_unique_experts`).
+        engine: whose prior (:mod:`moecap.plan.prior`) times of catalogued devices rest on; None: the roofline.
+        kinds: layouts that are tried (:data:`moecap.plan.layouts.KINDS`).
+        own: system → own runs there, which the prior shrinks to.
 
     Returns:
         ``PLAN_SCHEMA``, one row per combination; what cannot be served has ``feasible`` false and a reason.
@@ -66,9 +78,69 @@ def plan(
             for candidate in candidates:
                 profile = (profiles or {}).get(candidate.anatomy.model)
                 target = Target.of(system.name, system.speeds, number, candidate.compute_dtype, machine)
-                figures = predict(candidate.anatomy, target, batch_sizes, workload, calibration, profile, usable_memory)
-                rows += _plan_rows(candidate, system, target, workload, calibration, money, figures)
+                if engine is None or system.speeds is None:
+                    figures = predict(
+                        candidate.anatomy, target, batch_sizes, workload, calibration, profile, usable_memory
+                    )
+                    rows += _plan_rows(candidate, system, target, workload, calibration, money, figures)
+                    continue
+                prior = prior_of(engine)
+                mine = (own or {}).get(name)
+                basis = _basis(prior, mine)
+                for parallel in layouts(number, kinds):
+                    refusal = refused(candidate.anatomy, parallel)
+                    if refusal:
+                        rows += _refused_rows(
+                            candidate, system, number, parallel, batch_sizes, workload, refusal, engine
+                        )
+                        continue
+                    tdp = system.gpu.tdp_w if system.gpu is not None else None
+                    figures = expected(
+                        candidate, target, system.speeds, parallel, batch_sizes, workload, prior, tdp, profile, mine,
+                        drafts, usable_memory,
+                    )  # fmt: skip
+                    more = {"engine": engine, "layout": str(parallel), "basis": basis[0]}
+                    for row in _plan_rows(candidate, system, target, workload, basis[1], money, figures):
+                        rows.append({**row, **more})
     return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+
+
+def _basis(prior: Prior, own: Own | None) -> tuple[str, Calibration]:
+    source = f"public measurements ({prior.date}), {prior.engine}"
+    if own is None or not own.ratios:
+        return "prior", Calibration(source=source, upper_bound=False)
+    return "prior and own runs", Calibration(source=f"{source}; {own.source}", upper_bound=False)
+
+
+def _refused_rows(
+    candidate: Candidate,
+    system: System,
+    devices: int,
+    parallel: Parallel,
+    batch_sizes: Sequence[int],
+    workload: Workload,
+    reason: str,
+    engine: str,
+) -> list[Row]:
+    """Rows of a layout that no engine would load."""
+    return [
+        {
+            "model": candidate.anatomy.model,
+            "precision": candidate.anatomy.precision,
+            "compute_dtype": candidate.compute_dtype,
+            "hardware": system.name,
+            "devices": devices,
+            "engine": engine,
+            "layout": str(parallel),
+            "batch_size": int(batch),
+            "prompt_tokens": workload.prompt_tokens,
+            "output_tokens": workload.output_tokens,
+            "feasible": False,
+            "reason": f"{engine} refuses: {reason}",
+            "upper_bound": False,
+        }
+        for batch in batch_sizes
+    ]
 
 
 @dataclass(frozen=True)
@@ -135,6 +207,7 @@ def _plan_rows(
     rows = []
     for i, batch in enumerate(figures["batch_size"]):
         rate, tpot = float(figures["output_tokens_per_s"][i]), float(figures["tpot_s"][i])
+        low, high = _ends_of_tpot(figures, i, spread)
         reason = None
         if target.flops is None:
             reason = system.why_no_peak(candidate.compute_dtype)
@@ -174,22 +247,41 @@ def _plan_rows(
                         "tpot_dense_s",
                     )
                 },
-                "tpot_s_low": tpot / (1 + spread) if spread else None,
-                "tpot_s_high": tpot * (1 + spread) if spread else None,
+                "tpot_s_low": low,
+                "tpot_s_high": high,
+                **_energy(figures, i, rate),
                 "memory_bound": bool(figures["memory_bound"][i]),
                 "power_w": money.power_w,
                 "energy_source": None if money.power_w is None else "estimated",
                 "hardware_usd": money.purchase_usd,
                 "usd_per_million_tokens": per_million(money.usd, 1.0),
-                "usd_per_million_tokens_low": per_million(money.usd_low, 1 / (1 + spread)),
-                "usd_per_million_tokens_high": per_million(money.usd_high, 1 + spread),
+                "usd_per_million_tokens_low": per_million(money.usd_low, (low or tpot) / tpot),
+                "usd_per_million_tokens_high": per_million(money.usd_high, (high or tpot) / tpot),
                 "price_status": money.status,
                 "speed_status": speed,
                 "figures_unverified": not money.sourced or (speed is not None and speed not in SOURCED),
                 "accuracy": candidate.accuracy,
                 "upper_bound": calibration.upper_bound,
+                "basis": "bound" if calibration.upper_bound else "own runs",
                 "calibration": calibration.source,
                 "notes": "; ".join(notes) or None,
             }
         )
     return rows
+
+
+def _ends_of_tpot(figures: Mapping[str, np.ndarray], i: int, spread: float) -> tuple[float | None, float | None]:
+    """The interval of a TPOT: what the prior gives, else that of the calibration, else none."""
+    tpot = float(figures["tpot_s"][i])
+    if "tpot_s_low" in figures:
+        return float(figures["tpot_s_low"][i]), float(figures["tpot_s_high"][i])
+    return (tpot / (1 + spread), tpot * (1 + spread)) if spread else (None, None)
+
+
+def _energy(figures: Mapping[str, np.ndarray], i: int, rate: float) -> Row:
+    """Power of the devices from what they do, where the prior says; and energy per token."""
+    names = ("devices_power_w", "devices_power_w_low", "devices_power_w_high")
+    if "devices_power_w" not in figures or np.isnan(figures["devices_power_w"][i]):
+        return dict.fromkeys((*names, "joules_per_token"))
+    found = {name: float(figures[name][i]) for name in names}
+    return {**found, "joules_per_token": found["devices_power_w"] / rate}

@@ -9,6 +9,7 @@
          + bytes between devices / bandwidth of their links                  links
          + activations written and read per token                            activations
          + FLOP / peak                                                       compute
+         + requests: scheduling, sampling, text on the host                  requests
          + 1 per step                                                        step
     TPOT = (step + requests / output tokens × prefill of one request) × (requests / requests that fit)^overload
 
@@ -44,7 +45,7 @@ from moecap.schema import read_yaml
 ACTIVATION_BYTES = 2
 #: Terms of a decode step, in the order of :attr:`Terms.decode`; those of a prefill in that of :attr:`Terms.prefill`.
 DECODE = ("experts", "expert_launch", "memory", "layers", "extra_ops", "sync", "sync_any", "links", "activations",
-          "compute", "step")  # fmt: skip
+          "compute", "requests", "step")  # fmt: skip
 PREFILL = ("prefill_compute", "prefill_activations", "prefill_links")
 
 
@@ -91,6 +92,8 @@ class Terms:
     prefill_roofline_s: float
     weight_bytes: float
     request_bytes: float
+    bytes_per_s: float
+    peak_flops: float
 
     @property
     def over(self) -> np.ndarray:
@@ -127,6 +130,7 @@ def terms(
     profile: Sequence[np.ndarray] | None = None,
     context: float | None = None,
     usable_memory: float = USABLE_MEMORY,
+    drafted: int = 0,
 ) -> Terms:
     """The terms of a deployment, per concurrency.
 
@@ -136,6 +140,7 @@ def terms(
         concurrency: requests that are open together, shape (n,).
         profile: routing, as in :func:`moecap.plan.counts.expected_unique_experts`.
         context: tokens that a request's attention sees on average; None: the prompt and half of the output.
+        drafted: tokens that a step verifies beside the one that it makes anyway (speculative decoding).
 
     Raises:
         MoecapError: degrees of parallelism that the model does not allow, no known peak.
@@ -148,20 +153,21 @@ def terms(
     if peak is None or peak16 is None:
         raise MoecapError(f"No peak FLOP/s is known that {anatomy.precision} could be computed with.")
     longest = workload.prompt_tokens + workload.output_tokens
-    request = layer.kv_bytes(longest) + layer.state_bytes
+    request = layer.held_bytes(longest) + layer.state_bytes
     room = usable_memory * speeds.memory_bytes - shard.weight_bytes
     fits = room / (request / parallel.pp) * parallel.dp if request else math.inf
     running = np.minimum(asked, max(fits, 1.0)) / parallel.pp  # a pipeline holds pp batches
     rank = running / parallel.dp
+    tokens, own = running * (1 + drafted), rank * (1 + drafted)
     seen = context if context is not None else workload.prompt_tokens + workload.output_tokens / 2
     bandwidth = speeds.memory_bytes_per_s
-    experts = _experts(anatomy, shard, parallel, running, profile)
+    experts = _experts(anatomy, shard, parallel, tokens, profile)
     memory = layer.fixed_bytes + rank * (layer.kv_bytes(seen) + layer.state_bytes)
-    compute16 = rank * (layer.attention_flops + layer.score_flops(seen)) / peak16
-    compute = compute16 + (rank * layer.dense_flops + running * layer.expert_flops) / peak
+    compute16 = own * (layer.attention_flops + layer.score_flops(seen)) / peak16
+    compute = compute16 + (own * layer.dense_flops + tokens * layer.expert_flops) / peak
     link = speeds.link_bytes_per_s or speeds.pcie_bytes_per_s
-    moved = layer.moved_bytes(rank, running)
-    row = rank * anatomy.layers * anatomy.hidden_size * ACTIVATION_BYTES / bandwidth
+    moved = layer.moved_bytes(own, tokens)
+    row = own * anatomy.layers * anatomy.hidden_size * ACTIVATION_BYTES / bandwidth
     several = float(parallel.tp * parallel.dp > 1)
     ones = np.ones_like(running)
     slope, launch = _kernel(fmt, native(fmt, speeds), bandwidth)
@@ -177,6 +183,7 @@ def terms(
             moved / link if link else 0.0 * ones,
             row,
             compute,
+            running * 1e-6,
             ones * 1e-3,
         ],
         axis=1,
@@ -198,6 +205,8 @@ def terms(
         prefill_roofline_s=max(float(prefill[0]), layer.fixed_bytes / bandwidth),
         weight_bytes=float(shard.weight_bytes),
         request_bytes=float(request),
+        bytes_per_s=bandwidth,
+        peak_flops=peak,
     )
 
 
@@ -280,7 +289,12 @@ class _Layers:
         latent = {"latent": 4 / 14, "indexed": 8 / 14, "linear": 4 / 14}
         return self._sum([latent.get(k.attention, 0.0) + (2 / 14 if k.shared_params else 0.0) for k in self.kinds])
 
+    def held_bytes(self, tokens: float) -> float:
+        """KV that a request of so many tokens keeps."""
+        return self._sum([k.kv_bytes_per_token * min(tokens, k.kv_window or tokens) for k in self.kinds])
+
     def kv_bytes(self, tokens: float) -> float:
+        """KV that a step of one request reads."""
         return self._sum([k.kv_bytes_read(tokens) for k in self.kinds])
 
     @property

@@ -59,7 +59,7 @@ def _row_in_words(row: Mapping[str, Any]) -> str:
     bound = (
         "a roofline's bound: throughput at the most, times and cost at the least"
         if row["upper_bound"]
-        else f"calibrated on {row['calibration']}"
+        else f"rests on {row['calibration']}"
     )
     unsure = ", rests on unverified figures" if row["figures_unverified"] else ""
     low, high = row["usd_per_million_tokens_low"], row["usd_per_million_tokens_high"]

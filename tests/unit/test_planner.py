@@ -370,7 +370,7 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     path = tmp_path / "anatomy.json"
     path.write_text(json.dumps(mixtral_8x22b().to_json()))
-    arguments = ["plan", "--model", str(path), "--tpot-s", "0.1", "--batch-sizes", "1", "4"]
+    arguments = ["plan", "--model", str(path), "--tpot", "100ms", "--batch-sizes", "1", "4", "--engine", "none"]
     assert cli.main([*arguments, "--json", "--output", str(tmp_path / "plan.parquet")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["upper_bound"] and found["cheapest_to_buy"]["tpot_s"] <= 0.1
@@ -380,5 +380,8 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert "a roofline's bound" in capsys.readouterr().out
     assert cli.main([*arguments, "--accuracy", "0.8"]) == 1
     assert "--cap" in capsys.readouterr().err
+    assert cli.main([*arguments[:-2], "--hardware", "H100-SXM5-80GB", "--devices", "8", "--layouts", "tp", "ep"]) == 0
+    out = capsys.readouterr().out
+    assert "rests on" in out and "tp8-ep8" in out and "hold 100 ms" in out and "8 x H100-SXM5-80GB" in out
     assert cli.main(["plan"]) == 1
     assert "--results" in capsys.readouterr().err

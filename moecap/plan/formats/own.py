@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any
@@ -25,9 +26,10 @@ def sniff(file: File) -> bool:
 def read(file: File) -> Iterator[Point]:
     """One point per row that was measured, imported ones included."""
     for index, row in enumerate(_rows(file)):
-        if row.get("status") not in (None, "measured", "estimated"):
+        if row.get("status") not in (None, "measured", "estimated", "imported"):
             continue
         requests = number(row, "requests")
+        prompt, output = _lengths(row.get("workload"))
         yield Point(
             source=f"{file.name}#{index}",
             format=NAME,
@@ -43,14 +45,20 @@ def read(file: File) -> Iterator[Point]:
             pp=whole(row, "pipeline_parallel") or 1,
             concurrency=number(row, "concurrency") or number(row, "batch_size"),
             request_rate=number(row, "request_rate"),
-            prompt_tokens=_each(number(row, "prompt_tokens"), requests),
-            output_tokens=_each(number(row, "generated_tokens"), requests),
+            prompt_tokens=_each(number(row, "prompt_tokens"), requests) or prompt,
+            output_tokens=_each(number(row, "generated_tokens"), requests) or output,
             ttft_s=number(row, "ttft_s"),
             tpot_s=number(row, "tpot_s"),
             e2e_s=number(row, "e2e_s"),
             output_tokens_per_s=number(row, "output_tokens_per_s"),
             power_w=number(row, "power_w") if row.get("energy_source") == "measured" else None,
         )
+
+
+def _lengths(workload: Any) -> tuple[float | None, float | None]:
+    """Prompt and output tokens of a workload that says them (``1024/512``)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", str(workload or ""))
+    return (float(found.group(1)), float(found.group(2))) if found else (None, None)
 
 
 def _each(total: float | None, requests: float | None) -> float | None:
