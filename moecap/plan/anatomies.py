@@ -1,6 +1,6 @@
 """Counted models, kept on disk between calls: counting one anew takes seconds of imports, reading it none.
 
-What is kept is keyed by the config, the precision and the sources that count, so that none of them can change unseen. The
+What is kept is keyed by the config, the precision and the sources that count, so that none of them changes unseen. The
 folder is ``$MOECAP_CACHE``, else ``~/.cache/moecap``; a cache that cannot be read or written is done without.
 """
 
