@@ -53,6 +53,9 @@ rule all:
         report_paths.report,
 
 
+check_what_is_asked_for()
+
+
 onstart:
     begin_run()
 

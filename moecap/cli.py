@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 import moecap
-from moecap.errors import MoecapError, nearest
+from moecap.errors import MoecapError, nearest, shown
 
 ABOUT = """\
 Which sparse Mixture-of-Experts model, at which precision, on which engine and hardware? Counts, costs and predictions
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.func(args) or 0
     except MoecapError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(error), file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 0

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
-from moecap.errors import MoecapError
+from moecap.errors import MoecapError, shown
 from moecap.jobs import running
 
 # What Snakemake may be asked for beside a run that is at work: it shows, or lifts a lock.
@@ -20,34 +20,34 @@ LOOKS += ("list_changes", "list_input_changes", "list_params_changes", "list_unt
 LOOKS += ("print_compilation", "containerize", "cleanup_metadata", "list_conda_envs")
 
 
-def works():
-    """Whether this Snakemake is asked to make files. It does not tell a workflow so before the graph is built."""
+def command_line():
+    """What Snakemake was asked for; None: not from the command line. It does not tell a workflow before it has read it."""
     from snakemake.cli import parse_args
 
     try:
         with contextlib.redirect_stderr(None):
-            _, given = parse_args(sys.argv[1:])
+            return parse_args(sys.argv[1:])[1]
     except (Exception, SystemExit):
-        return False  # not from the command line: found when it begins
-    return not any(getattr(given, name, None) for name in LOOKS)
+        return None
 
 
 def refuse(error):
-    """End with one paragraph; Snakemake would put its own file, line and stack around it."""
-    print(f"error: {error}", file=sys.stderr)
+    """End with what is wrong, a line each; Snakemake would put its own file, line and stack around it."""
+    print(shown(error), file=sys.stderr)
     sys.exit(1)
 
 
 # Before anything heavy: a second start should cost the run that is at work as little as possible.
-works = workflow.is_main_process and works()
+given = command_line() if workflow.is_main_process else None
+works = given is not None and not any(getattr(given, name, None) for name in LOOKS)
 if works:
     try:
         running.refuse_second(str(config.get("results") or "results"))
     except MoecapError as error:
         refuse(error)
 
-from moecap.campaign.campaign import Campaign
-from moecap.cluster.requests import Cluster
+from moecap.campaign.targets import check_targets
+from moecap.cluster.start import start
 from moecap.jobs.failures import RUN, settle, summary
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
@@ -61,13 +61,16 @@ logger.addFilter(filter_log)
 os.environ.setdefault(RUN, f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}")
 
 try:
-    campaign = Campaign(
+    # What `moecap validate` does.
+    cluster = start(
+        workflow.overwrite_configfiles or ["config/config.yaml"],
+        workflow.config_settings.config,
         config,
-        " + ".join(map(str, workflow.overwrite_configfiles or ["config/config.yaml"])),
     )
-    cluster = Cluster(campaign)
 except MoecapError as error:
     refuse(error)
+
+campaign = cluster.campaign
 
 paths = campaign.paths
 graph = campaign.graph
@@ -88,6 +91,14 @@ if works:
         refuse(error)
     if lifted:
         logger.warning(lifted)
+
+
+def check_what_is_asked_for():
+    """A target that is mistyped, before Snakemake says that no rule makes it."""
+    try:
+        check_targets(getattr(given, "targets", None) or (), map(str, workflow.rules))
+    except MoecapError as error:
+        refuse(error)
 
 
 def begin_run():

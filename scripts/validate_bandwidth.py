@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moecap.documents import read_yaml
 from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.engines.tokens import sequence_hash
 from moecap.engines.vllm.replay import OWN_ARGUMENTS
@@ -35,7 +36,6 @@ from moecap.metrics.steps import step_table
 from moecap.metrics.table import AMOUNTS, step_amounts
 from moecap.model.counted import anatomy as anatomy_of
 from moecap.routing import replay
-from moecap.schema import read_yaml
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 TIMES_THE_CACHE = 4

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from moecap.checks.replay_check import COMPARED, GOALS, Ids, Run, compare
+from moecap.documents import read_yaml
 from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.engines.tokens import sequence_hash
 from moecap.engines.vllm.replay import OWN_ARGUMENTS
@@ -34,7 +35,6 @@ from moecap.measure.performance import engine_spec
 from moecap.model.counted import anatomy as anatomy_of
 from moecap.routing import replay
 from moecap.routing.decode_trace import Tracer, tokens_of
-from moecap.schema import read_yaml
 
 # Runs per batch size: a small batch needs more of them for as many tokens.
 RUNS = {1: 32, 4: 16, 16: 8, 64: 4}

@@ -8,12 +8,10 @@ that a task's own prompts, answer extraction and metric run without a network.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -22,13 +20,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from moecap.accuracy.tasks import BUILDERS, TASK_DIR, check_scoring, check_task, known_tasks, lm_eval_tasks
 from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, nearest
 from moecap.provenance import library_versions
 
 log = logging.getLogger(__name__)
-
-TASK_DIR = "config/tasks"
 
 ROW_SCHEMA = pa.schema(
     [
@@ -64,78 +61,6 @@ SAMPLES_SCHEMA = pa.schema(
 # Tasks
 # ---------------------------------------------------------------------------------------------------------------------
 
-_NAME = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.\-]+)["']? *(?:#.*)?$""", re.MULTILINE)
-_TAGS = re.compile(r"""^["']?tag["']?:((?: *[^\n]*)(?:\n *- *[^\n]+)*)""", re.MULTILINE)
-_WORD = re.compile(r"[\w.\-]*\w[\w.\-]*")
-
-
-@cache
-def known_tasks(task_dir: str = TASK_DIR) -> dict[str, Path]:
-    """Tasks, groups and tags of ``task_dir`` and of lm-eval, each with the YAML file that names it first.
-
-    They are read off the files: lm-eval is not imported (which takes seconds) and its index is not built (which takes
-    ten). Where lm-eval is not installed, the names of ``task_dir`` are all that is known.
-    """
-    names: dict[str, Path] = {}
-    for folder in filter(None, (Path(task_dir), _lm_eval_tasks())):
-        for name, path in _named_below(folder):
-            names.setdefault(name, path)
-    return names
-
-
-def _named_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Tasks, groups and tags with the file that names them."""
-    for path in sorted(folder.glob("**/*.yaml")):
-        text = path.read_text(errors="replace")
-        for name in _NAME.findall(text):
-            yield name, path
-        for block in _TAGS.findall(text):
-            for name in _WORD.findall(block):
-                yield name, path
-
-
-@cache
-def _in_a_folder_of_its_name(name: str) -> bool:
-    """Whether lm-eval has the task where most tasks are; spares the search through its 12,000 files at every start."""
-    tasks = _lm_eval_tasks()
-    return tasks is not None and any(found == name for found, _ in _named_below(tasks / name))
-
-
-def _lm_eval_tasks() -> Path | None:
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))) / "tasks"
-
-
-def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR, where: str = "`task` of a dataset") -> None:
-    """Fail if there is no task, group or tag ``name``; takes about a second, and no model is loaded.
-
-    Args:
-        where: file, row and key that asked, for the message.
-
-    Raises:
-        MoecapError: no such task, with the nearest names.
-    """
-    if (Path(task_dir) / f"{name}.yaml").is_file() or _in_a_folder_of_its_name(name):
-        return
-    known = known_tasks(os.fspath(task_dir))
-    if name in known:
-        return
-    if _lm_eval_tasks() is None:
-        log.warning("lm-eval is not installed here: whether it has a task %r cannot be checked", name)
-        return
-    raise MoecapError(
-        f"{where} is {name!r}, which is no lm-eval task, neither in {task_dir} nor among lm-eval's own. "
-        f"{_near(name, known)} A task of your own is a YAML file in {task_dir}."
-    )
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    """Near misses out of twelve thousand names: the list itself would help nobody."""
-    sentence = nearest(name, known)
-    return sentence.split(" Known:")[0] if sentence.startswith("Did you mean") else "`lm_eval ls tasks` lists them."
-
 
 @cache
 def _task_manager(task_dir: str, defaults: bool) -> Any:
@@ -149,7 +74,7 @@ def _task_managers(name: str, task_dir: str) -> Iterator[Any]:
     if (Path(task_dir) / f"{name}.yaml").is_file():
         yield _task_manager(task_dir, False)
         return
-    root, path = _lm_eval_tasks(), known_tasks(task_dir).get(name)
+    root, path = lm_eval_tasks(), known_tasks(task_dir).get(name)
     if root is not None and path is not None and path.is_relative_to(root):
         yield _task_manager(str(root / path.relative_to(root).parts[0]), False)
     yield _task_manager(task_dir, True)
@@ -194,9 +119,6 @@ def load_task(
     return loaded
 
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
 def _with_local_data(name: str, entry: Any, data_files: Mapping[str, str]) -> dict[str, Any]:
     """The task's whole config, with its data source replaced by local files."""
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -208,10 +130,10 @@ def _with_local_data(name: str, entry: Any, data_files: Mapping[str, str]) -> di
         )
 
     suffixes = {Path(path).suffix for path in data_files.values()}
-    if len(suffixes) != 1 or not suffixes <= set(_BUILDERS):
+    if len(suffixes) != 1 or not suffixes <= set(BUILDERS):
         raise MoecapError(
             f"`data_files` of task {name!r}: {', '.join(data_files.values())} must be files of one kind, out of "
-            f"{', '.join(_BUILDERS)}."
+            f"{', '.join(BUILDERS)}."
         )
     for split, path in data_files.items():
         if not Path(path).is_file():
@@ -233,7 +155,7 @@ def _with_local_data(name: str, entry: Any, data_files: Mapping[str, str]) -> di
     return {
         **config,
         "task": name,
-        "dataset_path": _BUILDERS[suffixes.pop()],
+        "dataset_path": BUILDERS[suffixes.pop()],
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: os.path.abspath(path) for split, path in data_files.items()}},  # noqa: PTH100
     }
@@ -429,14 +351,9 @@ def evaluate(
     task = dataset["task"]
     metric, _, filter_name = str(dataset["metric"]).partition(",")
     filter_name = filter_name or "none"
+    if wrong := check_scoring(task, str(dataset["metric"]), dataset.get("kind"), task_dir):
+        raise MoecapError(" ".join(f"`{key}` of the dataset with task {task!r}: {text}" for key, text in wrong))
     tasks = load_task(task, task_dir, data_files, limit)
-    for leaf in tasks["tasks"].values():
-        known = [m["metric"] for m in leaf.config.metric_list or [] if isinstance(m.get("metric"), str)]
-        if known and metric not in known:
-            raise MoecapError(
-                f"`metric` of the dataset with task {task!r} is {metric!r}, which that task does not compute. "
-                f"{nearest(metric, known)}"
-            )
     lm_name, lm_arguments, batch_size = model_arguments(
         model_dir,
         engine,

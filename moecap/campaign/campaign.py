@@ -6,16 +6,19 @@ result depends on in :mod:`moecap.campaign.params`, all that may be wrong in :mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from moecap.campaign import checks
 from moecap.campaign.catalogue import Catalogue, DatasetEntry, EngineEntry, ModelEntry, PrecisionEntry
-from moecap.campaign.config import ARCHIVE_SUFFIX, Config, load_config
-from moecap.campaign.deployments import Deployment, read_deployments
+from moecap.campaign.config import ARCHIVE_SUFFIX
+from moecap.campaign.deployments import Deployment, Deployments, read_table
 from moecap.campaign.graph import Graph
 from moecap.campaign.params import Params
+from moecap.campaign.sources import Sources, load_config
 from moecap.cap import paper
+from moecap.errors import Collector, MoecapError
 from moecap.model.recipes import planned_bytes
 from moecap.paths import Paths
 from moecap.provenance import pinned_version
@@ -24,22 +27,66 @@ from moecap.provenance import pinned_version
 class Campaign:
     """What is to be measured. Construction checks everything that can be checked without running anything.
 
+    Args:
+        config: the config as plain data.
+        source: what it was read from, or the name of that.
+        found: takes down all that is wrong; None: it is raised.
+
     Raises:
-        MoecapError: the config, the deployment table or a catalogue is wrong, or a row asks for something that
-            cannot be served. The message names file, row, key, value, what is allowed and the nearest known name.
+        Mistakes: the config, the deployment table or a catalogue is wrong, or a row asks for something that cannot be
+            served; all of it. Each names file, line, row, key, value, what is allowed and the nearest known name.
     """
 
-    def __init__(self, config: dict[str, Any], source: str = "config") -> None:
-        self.source = source
-        self.config: Config = load_config(config, source)
-        self.catalogue = Catalogue(self.config.catalogue)
+    def __init__(
+        self, config: Mapping[str, Any], source: Sources | str = "config", found: Collector | None = None
+    ) -> None:
+        mistakes = found if found is not None else Collector()
+        self.sources = source if isinstance(source, Sources) else Sources(source)
+        self.source = self.sources.name
+        self.config, self._wrong = load_config(config, self.sources, mistakes)
         self.paths = Paths(self.config.results)
-        # What is drawn from an archive alone asks for no deployment, and for no engine that this machine lacks.
-        table = None if self.archive_file else self.config.deployments
-        self.deployments: dict[str, Deployment] = {d.deployment: d for d in read_deployments(table)} if table else {}
         self.warnings: list[str] = []
-        if not self.archive_file:
-            checks.check(self)
+        # What is drawn from an archive alone asks for no deployment, and for no engine that this machine lacks.
+        drawn = self.archive_file is not None
+        try:
+            self.catalogue = Catalogue(self.config.catalogue, Collector() if drawn else mistakes)
+        except MoecapError as error:
+            mistakes.take(error, self.sources.place(("catalogue",)), "catalogue")
+            mistakes.finish()
+        self.table = Deployments(self.config.deployments or self.source)
+        if self.config.deployments and not drawn:
+            self.table = read_table(self.config.deployments, mistakes)
+        self.deployments: dict[str, Deployment] = self.table.rows
+        self.published_rows = [] if drawn else self._read_published(mistakes)
+        checks.check_config(self, mistakes)
+        if not drawn:
+            checks.check_catalogue(self, mistakes)
+            for name, row in self.deployments.items():
+                self.deployments[name] = checks.check_row(self, row, mistakes)
+        if found is None:
+            mistakes.finish()
+
+    def _read_published(self, found: Collector) -> list[dict[str, Any]]:
+        """Rows of the printed tables, as rows of a deployment table; engines that are not printed are null."""
+        published = self.config.published
+        if published is None:
+            return []
+        try:
+            return paper.deployments(paper.read_tables(published.tables), published.hardware)
+        except MoecapError as error:
+            found.take(error, self.sources.place(("published", "tables")), "published.tables")
+            self._wrong.add(("published", "tables"))
+            return []
+
+    def is_wrong(self, *keys: str) -> bool:
+        """Whether something under one of the config's keys is wrong, so that nothing is to be built on it."""
+        return any(path and path[0] in keys for path in self._wrong)
+
+    def known_ids(self) -> list[str] | None:
+        """Ids of all deployments, printed ones among them; None: a table cannot be read, so nobody knows."""
+        if self.is_wrong("deployments", "published") or (self.config.deployments and not self.table.ids):
+            return None
+        return [*self.table.ids, *(row["deployment"] for row in self.published_rows)]
 
     @cached_property
     def graph(self) -> Graph:
@@ -98,12 +145,6 @@ class Campaign:
             if isinstance(part.get("pue"), str):
                 part["pue"] = self.catalogue.hardware.site(part["pue"]).pue
         return terms
-
-    @cached_property
-    def published_rows(self) -> list[dict[str, Any]]:
-        """Rows of the printed tables, as rows of a deployment table; engines that are not printed are null."""
-        published = self.config.published
-        return paper.deployments(paper.read_tables(published.tables), published.hardware) if published else []
 
     @property
     def rows(self) -> list[dict[str, Any]]:

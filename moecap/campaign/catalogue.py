@@ -5,18 +5,22 @@ Hardware has a module of its own (:mod:`moecap.hardware.catalogue`). The pydanti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from moecap.checkpoints.recipe import Recipe
+from moecap.documents import Document, KeyPath, read_document
 from moecap.engines.catalogue import EngineEntry
-from moecap.errors import MoecapError, nearest
+from moecap.errors import Collector, MoecapError, Place, nearest
 from moecap.hardware import catalogue as hardware
+from moecap.io import read_json
+from moecap.model.recipes import SCHEMES
 from moecap.paths import PROJECT_CATALOGUE, catalogue_layers
-from moecap.schema import Name, Strict, explain, read_yaml
+from moecap.schema import Name, Strict, explain
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$|^[A-Za-z0-9_.\-/]+$")]
 
@@ -28,8 +32,8 @@ class Source(Strict):
     revision: Commit | None = Field(default=None, description="commit, tag or branch; null is a warning")
     path: str | None = None
     train: Literal["demo"] | None = None
-    seed: int = Field(default=1, ge=0)
-    steps: int | None = Field(default=None, ge=1, description="training steps; null: the demo's own")
+    seed: int = Field(default=1, ge=0, le=2**32 - 1)
+    steps: int | None = Field(default=None, ge=1, le=1_000_000_000, description="training steps; null: the demo's own")
 
     @model_validator(mode="after")
     def _one(self) -> Source:
@@ -73,7 +77,10 @@ class ModelEntry(Strict):
     also: tuple[str, ...] = Field(default=(), description="hub ids of other checkpoints of the same shapes")
     facts: Facts | None = Field(default=None, description="where the stored config comes from")
     total_params: int | None = Field(
-        default=None, gt=0, description="parameters, as counted from the stored config: what a cluster is asked for"
+        default=None,
+        gt=0,
+        le=10**16,
+        description="parameters, as counted from the stored config: what a cluster is asked for",
     )
     trust_remote_code: bool = Field(
         default=False, description="the model needs its own code; the user's config decides"
@@ -81,13 +88,48 @@ class ModelEntry(Strict):
     note: str | None = None
 
 
+class PlannedRecipe(Strict):
+    """How a precision stores weights that nobody makes here: keys of :mod:`moecap.model.recipes`."""
+
+    weight_bits: int = Field(ge=1, le=32)
+    group_size: int | None = Field(default=None, ge=0, le=65536)
+    block: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    symmetric: bool | None = None
+    scale_bits: int | None = Field(default=None, ge=1, le=64)
+    word_bits: int | None = Field(default=None, ge=1, le=64)
+    index_bytes: int | None = Field(default=None, ge=0)
+    compute_dtype: str | None = None
+    rest_bits: int | None = Field(default=None, ge=1, le=64)
+    components: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] | None = None
+    kv_bits: float | None = Field(default=None, gt=0, le=64)
+
+
 class PrecisionEntry(Strict):
     """A precision: how experts are stored and multiplied, and the recipe that makes it from bf16."""
 
     scheme: str
     compute_dtype: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"] = "bf16"
+    stored: str | None = Field(
+        default=None, description="how a ready-made checkpoint stores it, where that is more than `scheme` says"
+    )
     recipe: dict[str, Any] | None = None
     note: str | None = None
+
+    @field_validator("stored")
+    @classmethod
+    def _known_stored(cls, value: str | None) -> str | None:
+        if value is not None and value not in SCHEMES:
+            raise ValueError(f"is no scheme whose stored bytes are known. {nearest(value, SCHEMES)}")
+        return value
+
+    def nested(self) -> Iterator[tuple[str, type[BaseModel], dict[str, Any]]]:
+        """Parts that are kept as they are written, and the model that checks them."""
+        if self.recipe is not None:
+            # A precision that is only planned with may say how its bits are stored, in place of a way to make them.
+            planned = "scheme" not in self.recipe and "weight_bits" in self.recipe
+            given = {key: value for key, value in self.recipe.items() if value is not None}
+            yield "recipe", PlannedRecipe if planned else Recipe, given
 
     def for_serving(self) -> dict[str, Any]:
         """What decides which kernels serve it."""
@@ -97,12 +139,12 @@ class PrecisionEntry(Strict):
 class DatasetEntry(Strict):
     """A dataset: an lm-eval task, how it is scored, and what a timed run takes from it."""
 
-    task: str
+    task: str = Field(min_length=1)
     kind: Literal["generate", "multiple_choice"]
-    metric: str
-    num_fewshot: int | None = Field(default=None, ge=0)
+    metric: str = Field(min_length=1)
+    num_fewshot: int | None = Field(default=None, ge=0, le=1000)
     chat_template: bool = False
-    output_tokens: int = Field(ge=2, description="fixed output length of the timed run")
+    output_tokens: int = Field(ge=2, le=10_000_000, description="fixed output length of the timed run")
     demo: bool = Field(default=False, description="generated by the workflow itself")
     licence: str | None = None
     source: str | None = None
@@ -126,52 +168,99 @@ class Catalogue:
 
     Entries are checked when they are read. A folder needs only the files, and these only the entries, that differ.
 
+    Args:
+        found: takes down what is wrong; a wrong entry is left out, and its name is in ``wrong``. None: it is raised.
+
     Raises:
-        MoecapError: the folder is missing, a file is broken, or an entry is not as its schema says.
+        Mistakes: without ``found``: a file is broken, or an entry is not as its schema says.
+        MoecapError: the folder is missing.
     """
 
-    def __init__(self, folder: str | Path = PROJECT_CATALOGUE) -> None:
+    def __init__(self, folder: str | Path = PROJECT_CATALOGUE, found: Collector | None = None) -> None:
         self.folder = Path(folder)
         if self.folder != PROJECT_CATALOGUE and not self.folder.is_dir():
             raise MoecapError(f"`catalogue` is {str(folder)!r}, which is no folder.")
         self.layers = catalogue_layers(self.folder)
+        self.wrong: dict[str, set[str]] = {kind: set() for kind in KINDS}
+        self.unread: set[str] = set()  # kinds of which a file cannot be read: nobody knows its names
+        self._documents: dict[tuple[str, str], Document] = {}
+        mistakes = found if found is not None else Collector()
+        self.models: dict[str, ModelEntry] = self._load("models", ModelEntry, mistakes)
+        self.precisions: dict[str, PrecisionEntry] = self._load("precisions", PrecisionEntry, mistakes)
+        self.engines: dict[str, EngineEntry] = self._load("engines", EngineEntry, mistakes)
+        self.datasets: dict[str, DatasetEntry] = self._load("datasets", DatasetEntry, mistakes)
+        self.hardware, self.wrong_hardware = _hardware(self.layers, mistakes)
+        if found is None:
+            mistakes.finish()
 
     def file(self, kind: str) -> str:
         return f"{self.folder}/{kind}.yaml"
 
-    @cached_property
-    def models(self) -> dict[str, ModelEntry]:
-        return self._load("models", ModelEntry)
+    def place(self, kind: str, name: str, *path: str) -> Place:
+        """Where an entry, or a key of it, stands."""
+        document = self._documents.get((kind, name))
+        return document.place((name, *path), name) if document else Place(self.file(kind), None, name)
 
-    @cached_property
-    def precisions(self) -> dict[str, PrecisionEntry]:
-        return self._load("precisions", PrecisionEntry)
+    def model_config(self, name: str) -> Mapping[str, Any] | None:
+        """The config.json that a model's entry keeps in the catalogue; None: it names none, or none that is there."""
+        stored_config = self.models[name].config
+        for layer in reversed(self.layers) if stored_config else ():
+            path = layer / str(stored_config)
+            if path.is_file():
+                try:
+                    found = read_json(path)
+                except MoecapError:
+                    return None
+                return found if isinstance(found, Mapping) else None
+        return None
 
-    @cached_property
-    def engines(self) -> dict[str, EngineEntry]:
-        return self._load("engines", EngineEntry)
-
-    @cached_property
-    def datasets(self) -> dict[str, DatasetEntry]:
-        return self._load("datasets", DatasetEntry)
-
-    @cached_property
-    def hardware(self) -> hardware.Hardware:
-        return hardware.load(self.layers)
-
-    def _load(self, kind: str, model: type[Entry]) -> dict[str, Entry]:
+    def _load(self, kind: str, model: type[Entry], found: Collector) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         for path in (layer / f"{kind}.yaml" for layer in self.layers):
-            if not path.exists():
+            if not (path.exists() or path.is_symlink()):
                 continue
-            data = read_yaml(path)
-            if not isinstance(data, Mapping):
-                raise MoecapError(f"{path}: a mapping from names to entries is expected.")
-            for name, entry in data.items():
-                try:
-                    entries[str(name)] = model.model_validate(entry)
-                except ValidationError as error:
-                    raise explain(error, f"{path}, entry {name}", model) from None
+            try:
+                self._add(kind, model, read_document(path), entries, found)
+            except MoecapError as error:
+                found.take(error, Place(str(path)))
+                self.unread.add(kind)
+        return entries
+
+    def _add(
+        self, kind: str, model: type[Entry], document: Document, entries: dict[str, Entry], found: Collector
+    ) -> None:
+        if not isinstance(document.data, Mapping):
+            raise MoecapError(f"{document.path}: a mapping from names to entries is expected.")
+        folded: dict[str, str] = {}
+        for name, entry in document.data.items():
+            place = document.place((name,), str(name))
+            self._documents[kind, name] = document
+            entries.pop(name, None)  # of a layer below
+            self.wrong[kind].discard(name)
+            other = folded.setdefault(str(name).lower(), name)
+            problem = None
+            if other != name:
+                problem = f"the name differs only in case from `{other}`; folders would not. Choose another."
+            elif not _NAME.fullmatch(str(name)):
+                problem = (
+                    f"the name `{name}` cannot be part of a file's: letters, digits, `.`, `_` and `-` only, at most "
+                    "100, "
+                    "a letter or digit first."
+                )
+            elif entry is None:
+                problem = "the entry is empty; a mapping of keys is expected."
+            if problem is not None:
+                found.add(place, problem, str(name))
+                self.wrong[kind].add(name)
+                continue
+            if (checked := _checked(model, entry, document, name, found)) is None:
+                self.wrong[kind].add(name)
+            else:
+                entries[name] = checked
+
+    def of(self, kind: str) -> Mapping[str, Any]:
+        """All entries of a kind: model, precision, engine or dataset."""
+        entries: Mapping[str, Any] = getattr(self, f"{kind}s")
         return entries
 
     def find(
@@ -182,12 +271,49 @@ class Catalogue:
         Raises:
             MoecapError: no such entry; names the row that asked, and near misses.
         """
-        known = getattr(self, f"{kind}s")
+        known = self.of(kind)
         if name not in known:
             raise MoecapError(
                 f"{where}: `{key or kind}` is {name!r}, which is not in {self.file(kind + 's')}. {nearest(name, known)}"
             )
         return known[name]
+
+
+def _checked(model: type[Entry], data: Any, document: Document, name: str, found: Collector) -> Entry | None:
+    """An entry with the parts of it that have models of their own; None: something is wrong with it."""
+
+    def place(path: KeyPath) -> Place:
+        return document.place((name, *path), name)
+
+    try:
+        entry = model.model_validate(data)
+    except ValidationError as error:
+        explain(error, model, data, place, found)
+        return None
+    sound = True
+    for key, part, value in entry.nested() if hasattr(entry, "nested") else ():
+        try:
+            part.model_validate(value)
+        except ValidationError as error:
+            explain(error, part, value, place, found, (key,))
+            sound = False
+    return entry if sound else None
+
+
+KINDS = ("models", "precisions", "engines", "datasets")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
+
+
+def _hardware(layers: Sequence[Path], found: Collector) -> tuple[hardware.Hardware, bool]:
+    """The hardware catalogue, and whether something is wrong with it: then it is as packaged."""
+    try:
+        return hardware.load(layers), False
+    except MoecapError as error:
+        found.take(error, Place(str(layers[-1] / "hardware.yaml")))
+    try:
+        return hardware.load(layers[:1]), True
+    except MoecapError:
+        return hardware.Hardware(), True
 
 
 __all__ = ["Catalogue", "DatasetEntry", "EngineEntry", "ModelEntry", "Name", "PrecisionEntry", "Source"]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moecap.campaign.cost_terms import Cost
 from moecap.campaign.plan_terms import Plan
-from moecap.schema import Name, Strict, explain
+from moecap.schema import FilePath, Name, Strict, expand_path
 
 #: An `archive` that ends so exists already: charts and report are drawn from it.
 ARCHIVE_SUFFIX = ".tar.zst"
@@ -22,18 +22,22 @@ ARCHIVE_SUFFIX = ".tar.zst"
 class Performance(Strict):
     """How a point (dataset × batch size) is timed."""
 
-    repeats: int = Field(default=3, ge=3, description="timed runs of each point; intervals need at least three")
-    warmup: int = Field(default=1, ge=1, description="untimed passes before each point")
-    requests_per_repeat: int | None = Field(
-        default=None, ge=1, description="requests of one timed run; null: as many as the batch size"
+    repeats: int = Field(
+        default=3, ge=3, le=1000, description="timed runs of each point; intervals need at least three"
     )
-    output_tokens: int | None = Field(default=None, ge=2, description="overrides the dataset's own output length")
+    warmup: int = Field(default=1, ge=1, le=1000, description="untimed passes before each point")
+    requests_per_repeat: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="requests of one timed run; null: as many as the batch size"
+    )
+    output_tokens: int | None = Field(
+        default=None, ge=2, le=10_000_000, description="overrides the dataset's own output length"
+    )
 
 
 class Accuracy(Strict):
     """How accuracy is evaluated."""
 
-    limit: int | None = Field(default=None, ge=1, description="questions per task; null: all")
+    limit: int | None = Field(default=None, ge=1, le=1_000_000_000, description="questions per task; null: all")
 
 
 class Cap(Strict):
@@ -43,7 +47,9 @@ class Cap(Strict):
     references: dict[Name, Name] = Field(
         default={}, description="a reference of its own for a model: model -> deployment"
     )
-    reference_batch_size: int | None = Field(default=None, ge=1, description="one batch size of the reference for all")
+    reference_batch_size: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="one batch size of the reference for all"
+    )
     accuracy_ratio: float = Field(
         default=0.98, gt=0, description="holds accuracy: at least this share of the reference"
     )
@@ -54,7 +60,7 @@ class Cap(Strict):
 class Published(Strict):
     """Figures that somebody printed, entering where measured accuracy and throughput would."""
 
-    tables: str = Field(description="folder with table*.csv")
+    tables: FilePath = Field(description="folder with table*.csv")
     hardware: Name = Field(description="hardware entry that the figures were measured on")
     hosts: tuple[Name, ...] = Field(
         default=(), description="hardware entries of which the report says what costing their GPUs alone would miss"
@@ -64,11 +70,11 @@ class Published(Strict):
 class Config(Strict):
     """``config/config.yaml``: what is measured, where results go, and the site's choices."""
 
-    deployments: str | None = Field(default=None, description="the deployment table (CSV)")
+    deployments: FilePath | None = Field(default=None, description="the deployment table (CSV)")
     published: Published | None = Field(default=None, description="printed tables instead of, or beside, measurements")
-    catalogue: str = "config/catalogue"
-    results: str = "results"
-    seed: int = Field(default=1, ge=0)
+    catalogue: FilePath = "config/catalogue"
+    results: FilePath = "results"
+    seed: int = Field(default=1, ge=0, le=2**32 - 1)
     performance: Performance = Performance()
     accuracy: Accuracy = Accuracy()
     cost: Cost = Cost()
@@ -80,21 +86,21 @@ class Config(Strict):
         description="name of the archive that `snakemake archive` makes; or one that exists, `FILE.tar.zst`: charts "
         "and report are then drawn from it alone, below results/redrawn",
     )
-    before: str | None = Field(
+    before: FilePath | None = Field(
         default=None, description="an archive: `snakemake compare --config before=A.tar.zst after=B.tar.zst`"
     )
-    after: str | None = Field(default=None, description="the archive that got better or worse")
+    after: FilePath | None = Field(default=None, description="the archive that got better or worse")
     trust_remote_code: tuple[Name, ...] = Field(
         default=(), description="models whose own code from the hub may run here; none by default"
     )
-    data_files: dict[Name, dict[str, str]] = Field(
+    data_files: dict[Name, dict[str, FilePath]] = Field(
         default={}, description="local files for a dataset: split -> path, instead of a download"
     )
     fallback: bool = Field(
         default=False,
         description="a row whose engine has no kernel for its precision on this machine takes the engine's `instead`",
     )
-    site: str | None = Field(default="config/site.yaml", description="what the cluster decides; null: nothing")
+    site: FilePath | None = Field(default="config/site.yaml", description="what the cluster decides; null: nothing")
     measured_bytes: Literal["trained", "all", "none"] = Field(
         default="trained",
         description="bf16 models whose bytes are counted, op by op, while Transformers decodes on the CPU, and shown "
@@ -110,31 +116,27 @@ class Config(Strict):
         default=False,
         description="report over what there is, below results/partial: `snakemake report --config partial=true`",
     )
-    quantize_python: str = Field(default=".venv-quantize/bin/python", description="interpreter that has llmcompressor")
+    quantize_python: FilePath = Field(
+        default=".venv-quantize/bin/python", description="interpreter that has llmcompressor"
+    )
+
+    @field_validator("results")
+    @classmethod
+    def _a_folder_of_its_own(cls, value: str) -> str:
+        path, here = Path(value).resolve(), Path.cwd().resolve()
+        if path == Path(path.anchor):
+            raise ValueError("is the root of the file system; results need a folder of their own")
+        if path == here or path in here.parents:
+            raise ValueError("is the working folder or one above it; results need a folder of their own")
+        return os.path.normpath(value)
+
+    @field_validator("archive")
+    @classmethod
+    def _an_archive_is_a_path(cls, value: str) -> str:
+        return expand_path(value) if value.endswith(ARCHIVE_SUFFIX) else value
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Config:
         if self.deployments is None and self.published is None:
             raise ValueError("`deployments` is missing: it names the deployment table")
         return self
-
-    @field_validator("data_files")
-    @classmethod
-    def _files_exist(cls, value: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        for splits in value.values():
-            for path in splits.values():
-                if not Path(os.path.expandvars(path)).exists():
-                    raise ValueError(f"{path} does not exist")
-        return value
-
-
-def load_config(config: dict[str, Any], source: str = "config/config.yaml") -> Config:
-    """Check a config that was read from ``source``.
-
-    Raises:
-        MoecapError: a key is unknown or a value is not allowed.
-    """
-    try:
-        return Config.model_validate(config)
-    except ValidationError as error:
-        raise explain(error, source, Config) from None

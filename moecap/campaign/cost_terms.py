@@ -37,16 +37,16 @@ class Serverless(Strict):
     keep_warm_s: float = Field(default=0.0, ge=0, description="paid idle seconds before a worker stops")
 
 
-Pue = Annotated[float, Field(ge=1.0)] | Name
+Pue = Annotated[float, Field(ge=1.0, le=10.0)] | Name
 PUE = "power usage effectiveness of the site: a figure, or a site of the catalogue"
 
 
 class CostTerms(Strict):
     """What money and energy cost; null: as for all deployments."""
 
-    years: float | None = Field(default=None, gt=0, description="life of the hardware; a year is 8,766 h")
+    years: float | None = Field(default=None, gt=0, le=100, description="life of the hardware; a year is 8,766 h")
     region: str | None = Field(default=None, description="electricity price by region of the catalogue")
-    usd_per_kwh: float | None = Field(default=None, ge=0, description="overrides the region's price")
+    usd_per_kwh: float | None = Field(default=None, ge=0, le=1000, description="overrides the region's price")
     pue: Pue | None = Field(default=None, description=PUE)
     utilisation: float | None = Field(default=None, gt=0, le=1, description="share of the lifetime under load")
     hardware_usd: float | None = Field(
@@ -66,7 +66,7 @@ class CostTerms(Strict):
 class Cost(CostTerms):
     """What money and energy cost. Prices of devices are in the hardware catalogue."""
 
-    years: float = Field(default=3.0, gt=0, description="life of the hardware; a year is 8,766 h")
+    years: float = Field(default=3.0, gt=0, le=100, description="life of the hardware; a year is 8,766 h")
     pue: Pue = Field(default=1.0, description=PUE)
     utilisation: float = Field(default=1.0, gt=0, le=1, description="share of the lifetime under load")
     rental_plan: Literal["on_demand", "reserved", "spot", "index"] = Field(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+import os
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from moecap.errors import MoecapError, nearest
+from moecap.documents import read_csv
+from moecap.errors import Collector, MoecapError, Place
 from moecap.schema import Name, Strict, explain
 
 #: Columns that spread a deployment over devices.
@@ -23,18 +24,18 @@ class Deployment(Strict):
     precision: Name = Field(description="`bf16`, or an entry of config/catalogue/precisions.yaml")
     engine: Name = Field(description="entry of config/catalogue/engines.yaml")
     hardware: Name = Field(description="entry of config/catalogue/hardware.yaml; `this-machine`: where the jobs run")
-    devices: int = Field(ge=1, description="in all: tensor_parallel × pipeline_parallel × data_parallel")
-    tensor_parallel: int = Field(default=1, ge=1, description="devices that share every layer")
-    pipeline_parallel: int = Field(default=1, ge=1, description="groups of devices that share the layers out")
-    expert_parallel: int = Field(default=1, ge=1, description="devices over which whole experts are placed")
-    data_parallel: int = Field(default=1, ge=1, description="copies of the model side by side")
+    devices: int = Field(ge=1, le=65536, description="in all: tensor_parallel × pipeline_parallel × data_parallel")
+    tensor_parallel: int = Field(default=1, ge=1, le=65536, description="devices that share every layer")
+    pipeline_parallel: int = Field(default=1, ge=1, le=65536, description="groups of devices that share the layers out")
+    expert_parallel: int = Field(default=1, ge=1, le=65536, description="devices over which whole experts are placed")
+    data_parallel: int = Field(default=1, ge=1, le=65536, description="copies of the model side by side")
     offload: Literal["none", "dram", "ssd"] = Field(
         default="none", description="where weights lie that device memory does not hold"
     )
     datasets: tuple[Name, ...] = Field(
         min_length=1, description="entries of config/catalogue/datasets.yaml, separated by spaces"
     )
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         min_length=1, description="requests submitted together, at least 1, separated by spaces"
     )
 
@@ -64,57 +65,70 @@ COLUMNS = tuple(Deployment.model_fields)
 _REQUIRED = tuple(name for name, field in Deployment.model_fields.items() if field.is_required())
 
 
-def read_deployments(path: str | Path) -> list[Deployment]:
+@dataclass
+class Deployments:
+    """A deployment table: its rows by id, the ids of rows that are there but wrong, and the line of each."""
+
+    file: str
+    rows: dict[str, Deployment] = field(default_factory=dict)
+    wrong: set[str] = field(default_factory=set)
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def place(self, name: str) -> Place:
+        """Where the row of a deployment stands."""
+        return Place(self.file, self.lines.get(name), name)
+
+    @property
+    def ids(self) -> list[str]:
+        """Everything that the table has a row of, right or wrong."""
+        return [*self.rows, *sorted(self.wrong)]
+
+
+def read_table(path: str | os.PathLike[str], found: Collector) -> Deployments:
+    """Read a deployment table; what is wrong with it goes into ``found``, and a wrong row is left out."""
+    deployments = Deployments(os.fspath(path))
+    try:
+        table = read_csv(path, COLUMNS, _REQUIRED, "deployment table")
+    except MoecapError as error:
+        if "does not exist" in str(error):
+            error = MoecapError("the deployment table does not exist. `deployments` in the config names it.")
+        found.take(error, Place(deployments.file))
+        return deployments
+    found.mistakes += table.mistakes
+    folded: dict[str, str] = {}
+    for row in table.rows:
+        name = row.cells.get("deployment", "")
+        place = Place(table.path, row.line, name or None)
+        if (other := folded.get(name.lower())) is not None and name:
+            first = deployments.lines[other]
+            if other == name:
+                text = f"deployment `{name}` is already defined in line {first}; ids are unique."
+            else:
+                text = f"deployment `{name}` differs only in case from `{other}` in line {first}; folders would not."
+            found.add(place, text, "deployment")
+            deployments.wrong.add(name)
+            continue
+        folded[name.lower()] = name
+        deployments.lines[name] = row.line
+        try:
+            deployments.rows[name] = Deployment.model_validate(row.cells)
+        except ValidationError as error:
+            explain(error, Deployment, row.cells, lambda _, here=place: here, found)  # type: ignore[misc]
+            deployments.wrong.add(name)
+    deployments.wrong |= {m.place.entry for m in table.mistakes if m.place.entry}
+    if not table.rows and not table.mistakes:
+        found.add(Place(table.path), "no deployment below the header.", "deployment")
+    return deployments
+
+
+def read_deployments(path: str | os.PathLike[str]) -> list[Deployment]:
     """Read and check a deployment table.
 
     Raises:
-        MoecapError: no such file, a column missing or unknown, a value out of range, an id given twice. The message
+        Mistakes: no such file, a column missing or unknown, a value out of range, an id given twice; all of them. Each
             names file, row (as an editor numbers lines), column and value.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MoecapError(
-            f"{path}: the deployment table does not exist. `deployments` in the config names it."
-        ) from None
-    rows = list(csv.reader(line for line in text.splitlines()))
-    numbered = [(n, row) for n, row in enumerate(rows, 1) if row and not row[0].lstrip().startswith("#")]
-    if not numbered:
-        raise MoecapError(
-            f"{path}: the deployment table is empty. Its first line names the columns: {','.join(COLUMNS)}."
-        )
-    header = [cell.strip() for cell in numbered[0][1]]
-    for column in header:
-        if column not in COLUMNS:
-            raise MoecapError(f"{path}, line {numbered[0][0]}: unknown column `{column}`. {nearest(column, COLUMNS)}")
-    missing = [column for column in _REQUIRED if column not in header]
-    if missing:
-        raise MoecapError(
-            f"{path}, line {numbered[0][0]}: column `{missing[0]}` is missing. Needed: {', '.join(_REQUIRED)}; "
-            f"optional: {', '.join(c for c in COLUMNS if c not in _REQUIRED)}."
-        )
-    deployments: dict[str, tuple[int, Deployment]] = {}
-    for number, cells in numbered[1:]:
-        where = f"{path}, line {number}"
-        if len(cells) != len(header):
-            raise MoecapError(f"{where}: {len(cells)} values for {len(header)} columns ({','.join(header)}).")
-        given = {column: cell.strip() for column, cell in zip(header, cells, strict=True) if cell.strip()}
-        try:
-            row = Deployment.model_validate(given)
-        except ValidationError as error:
-            raise explain(error, f"{where} ({given.get('deployment', '?')})", Deployment) from None
-        if row.deployment in deployments:
-            first = deployments[row.deployment][0]
-            raise MoecapError(
-                f"{where}: deployment `{row.deployment}` is already defined in line {first}; ids are unique."
-            )
-        deployments[row.deployment] = (number, row)
-    if not deployments:
-        raise MoecapError(f"{path}: no deployment below the header.")
-    return [row for _, row in deployments.values()]
-
-
-def row_lines(path: str | Path) -> dict[str, int]:
-    """Line of every deployment in its table, for messages about a row that is well-formed but impossible."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    return {line.split(",", 1)[0].strip().strip('"'): number for number, line in enumerate(lines, 1) if "," in line}
+    found = Collector()
+    table = read_table(path, found)
+    found.finish()
+    return list(table.rows.values())

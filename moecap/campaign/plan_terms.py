@@ -20,8 +20,8 @@ class PlanLimits(Strict):
 class PlanWorkload(Strict):
     """What a planned request is."""
 
-    prompt_tokens: int = Field(default=512, ge=1)
-    output_tokens: int = Field(default=128, ge=2)
+    prompt_tokens: int = Field(default=512, ge=1, le=10_000_000)
+    output_tokens: int = Field(default=128, ge=2, le=10_000_000)
 
 
 class Plan(Strict):
@@ -31,8 +31,10 @@ class Plan(Strict):
     systems: tuple[Name, ...] | None = Field(
         default=None, description="hardware entries; null: the campaign's own and every GPU with a price"
     )
-    devices: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 4, 16, 64, 256), min_length=1)
+    devices: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
+        default=(1, 4, 16, 64, 256), min_length=1
+    )
     workload: PlanWorkload = PlanWorkload()
     calibrate_on: Name | None = Field(
         default=None, description="deployment whose measurements calibrate; null: `cap.reference`, else the first"

@@ -7,16 +7,20 @@ Power is not printed: it is estimated from the GPUs' TDP, and labelled so.
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from moecap.errors import MoecapError, nearest
+from moecap.documents import Row as CsvRow
+from moecap.documents import read_csv
+from moecap.errors import Collector, Place, nearest
 
 Row = dict[str, Any]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
 
 TABLES = (2, 3, 4)
 HARDWARE = "paper-a100-80gb"
@@ -43,51 +47,85 @@ FIGURE_4 = {"mixtral-8x22b": "t3-mixtral-8x22b-bf16", "dbrx": "t3-dbrx-bf16"}
 FIGURE_5 = {"mixtral-8x7b": "t4-mixtral-8x7b-2gpu", "qwen1.5-moe-a2.7b": "t4-qwen1.5-moe-1gpu"}
 
 
+#: Columns that hold a number, and whether it is a whole one.
+NUMBERS = {"devices": int, "batch_size": int, "accuracy_percent": float, "cost_kusd": float, "tokens_per_s": float}
+#: What a deployment is, the same in all of its rows.
+_OF_A_DEPLOYMENT = ("model", "precision", "engine", "devices", "offload")
+
+
 def read_tables(folder: str | Path = "config/paper", tables: Iterable[int] = TABLES) -> list[Row]:
     """What the tables print, one row per deployment × dataset, with ``table`` and ``source``; empty cells are None.
 
     Raises:
-        MoecapError: a file is missing, a column is missing or unknown, a cell is no number.
+        Mistakes: a file is missing, a column is missing, unknown or given twice, a cell is no number, a figure is given
+            twice; all of it.
     """
     rows: list[Row] = []
+    found = Collector()
+    seen: dict[str, tuple[Place, Row]] = {}
+    printed: dict[tuple[Any, ...], Place] = {}
     for number in tables:
         path = Path(folder) / f"table{number}.csv"
-        try:
-            lines = path.read_text().splitlines()
-        except FileNotFoundError:
-            raise MoecapError(f"{path} does not exist; it holds Table {number} of the paper.") from None
-        numbered = [(n, line) for n, line in enumerate(lines, 1) if line and not line.startswith("#")]
-        reader = csv.reader(line for _, line in numbered)
-        header = next(reader)
-        for column in header:
-            if column not in COLUMNS:
-                raise MoecapError(f"{path}: unknown column `{column}`. {nearest(column, COLUMNS)}")
-        for column in COLUMNS:
-            if column not in header:
-                raise MoecapError(f"{path}: column `{column}` is missing. Needed: {', '.join(COLUMNS)}.")
-        for (line, _), cells in zip(numbered[1:], reader, strict=True):
-            row: Row = {k: v or None for k, v in zip(header, cells, strict=True)}
-            for name, kind in (
-                ("devices", int),
-                ("batch_size", int),
-                ("accuracy_percent", float),
-                ("cost_kusd", float),
-                ("tokens_per_s", float),
-            ):
-                row[name] = _number(row[name], kind, f"{path}, line {line}: `{name}`")
-            row["table"] = number
-            row["source"] = f"MoE-CAP paper, Table {number}"
-            rows.append(row)
+        with found.taking(Place(str(path))):
+            table = read_csv(path, COLUMNS, COLUMNS, f"Table {number} of the paper")
+            found.mistakes += table.mistakes
+            for line in table.rows:
+                row = _read_row(line, number, Place(str(path), line.line, line.cells.get("deployment")), found)
+                _check_twice(row, Place(str(path), line.line, row["deployment"]), seen, printed, found)
+                rows.append(row)
+    found.finish()
     return rows
 
 
-def _number(value: str | None, kind: type, where: str) -> Any:
-    if value is None:
-        return None
-    try:
-        return kind(value)
-    except ValueError:
-        raise MoecapError(f"{where} is {value!r}; a number is needed, or nothing where none is printed.") from None
+def _read_row(line: CsvRow, number: int, place: Place, found: Collector) -> Row:
+    row: Row = {column: line.cells.get(column) for column in COLUMNS}
+    for column in ("deployment", "model", "precision", "devices", "dataset"):
+        if row[column] is None:
+            found.add(place, f"`{column}` is missing.", column)
+    if row["deployment"] and not _NAME.fullmatch(row["deployment"]):
+        found.add(
+            place, f"`deployment` is {row['deployment']!r}: letters, digits, `.`, `_` and `-` only.", "deployment"
+        )
+    if row["offload"] not in (None, "none", "dram", "ssd"):
+        found.add(
+            place, f"`offload` is {row['offload']!r}. {nearest(row['offload'], ('none', 'dram', 'ssd'))}", "offload"
+        )
+    for column, kind in NUMBERS.items():
+        value = row[column]
+        row[column] = None
+        if value is not None:
+            try:
+                figure = kind(value)
+                if not 0 <= figure < 1e15 or (kind is int and figure < 1) or figure != figure:
+                    raise ValueError
+                row[column] = figure
+            except (ValueError, OverflowError):
+                what = "a whole number from 1" if kind is int else "a number"
+                text = f"`{column}` is {value[:60]!r}; {what} is needed, or nothing where none is printed."
+                found.add(place, text, column)
+    if (row["accuracy_percent"] or 0) > 100:
+        found.add(place, f"`accuracy_percent` is {row['accuracy_percent']:g}, more than 100.", "accuracy_percent")
+    return {**row, "table": number, "source": f"MoE-CAP paper, Table {number}"}
+
+
+def _check_twice(
+    row: Row,
+    place: Place,
+    seen: dict[str, tuple[Place, Row]],
+    printed: dict[tuple[Any, ...], Place],
+    found: Collector,
+) -> None:
+    """A figure is printed once, and rows of one deployment agree on what it is."""
+    name = str(row["deployment"])
+    other, first = seen.setdefault(name, (place, row))
+    for column in _OF_A_DEPLOYMENT:
+        if first[column] != row[column]:
+            text = f"`{column}` is {row[column]!r}, and {first[column]!r} in {other}; a deployment has one."
+            found.add(place, text, column)
+    key = (name, row["dataset"], row["batch_size"])
+    if key in printed:
+        found.add(place, f"the same deployment, dataset and batch size as in {printed[key]}. Keep one.", "deployment")
+    printed.setdefault(key, place)
 
 
 def deployments(rows: Sequence[Mapping[str, Any]], hardware: str = HARDWARE) -> list[Row]:

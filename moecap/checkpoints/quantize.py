@@ -4,103 +4,31 @@ llmcompressor pins another ``compressed-tensors`` than vLLM, so it lives in an e
 calls :func:`run`, which starts this module there (``python -m moecap.checkpoints.quantize``); :func:`quantize` is
 what runs inside.
 
-A recipe is data (``recipe`` of an entry in ``config/catalogue/precisions.yaml``), with the keys of :class:`Recipe`.
+A recipe is data (``recipe`` of an entry in ``config/catalogue/precisions.yaml``), with the keys of
+:class:`moecap.checkpoints.recipe.Recipe`.
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import logging
 import math
 import os
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from moecap.checkpoints.hub import MANIFEST, check_checkpoint, link_variant, sha256, write_manifest
+from moecap.checkpoints.recipe import Recipe
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.io import atomic_directory, read_json
 from moecap.provenance import ROOT, digest, library_versions
 
 log = logging.getLogger(__name__)
-
-ALGORITHMS = ("rtn", "gptq")
-DEFAULT_IGNORE = ("lm_head", r"re:.*gate$", r"re:.*router.*")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a checkpoint is quantized.
-
-    Attributes:
-        scheme: llmcompressor's name of what is stored and multiplied: W8A8 (int8), W4A16 (int4 weights in groups),
-            W8A16, FP8_DYNAMIC, …
-        algorithm: ``rtn`` rounds every weight to the nearest value; ``gptq`` makes up for each rounding error in the
-            weights that are still to be rounded (Frantar et al. 2023), which needs calibration text.
-        group_size: weights that share a scale, for schemes with groups; null: the scheme's own (128).
-        symmetric: whether zero is stored as 0; null: the scheme's own.
-        ignore: modules kept as they are: names, or regular expressions after ``re:``.
-        calibration_dataset: dataset of the catalogue that the text comes from, for those that the workflow generates.
-        calibration_hub, calibration_config, calibration_revision, calibration_split: dataset of the hub otherwise.
-        calibration_template: text of one row, with the row's columns in braces.
-        calibration_samples, calibration_tokens: how many sequences of how many tokens.
-    """
-
-    scheme: str
-    algorithm: str = "rtn"
-    group_size: int | None = None
-    symmetric: bool | None = None
-    ignore: tuple[str, ...] = DEFAULT_IGNORE
-    calibration_dataset: str | None = None
-    calibration_hub: str | None = None
-    calibration_config: str | None = None
-    calibration_revision: str | None = None
-    calibration_split: str = "train"
-    calibration_template: str = "{question}{answer}\n"
-    calibration_samples: int = 256
-    calibration_tokens: int = 512
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Recipe:
-        """A checked recipe.
-
-        Raises:
-            MoecapError: an unknown key or a value that is not allowed.
-        """
-        where = "A precision's `recipe` in config/catalogue/precisions.yaml"
-        known = [field.name for field in fields(cls)]
-        for key in data:
-            if key not in known:
-                raise MoecapError(f"{where}: unknown key `{key}`. {nearest(key, known)}")
-        if not data.get("scheme"):
-            raise MoecapError(f"{where}: `scheme` is missing; it names what is stored, as in W8A8 or W4A16.")
-        recipe = cls(**{**data, "ignore": tuple(data.get("ignore") or DEFAULT_IGNORE)})
-        if recipe.algorithm not in ALGORITHMS:
-            raise MoecapError(f"{where}: `algorithm` is {recipe.algorithm!r}. {nearest(recipe.algorithm, ALGORITHMS)}")
-        if recipe.algorithm == "gptq" and not (recipe.calibration_dataset or recipe.calibration_hub):
-            raise MoecapError(
-                f"{where}: `algorithm: gptq` needs text to calibrate on; `calibration_dataset` names a dataset that "
-                "the workflow generates, `calibration_hub` one of the hub. `algorithm: rtn` needs none."
-            )
-        for key in ("group_size", "calibration_samples", "calibration_tokens"):
-            value = getattr(recipe, key)
-            if value is not None and value < 1:
-                raise MoecapError(f"{where}: `{key}` is {value}; at least 1.")
-        return recipe
-
-    def ignores(self, module: str) -> bool:
-        """Whether the module of that name is kept as it is."""
-        return any(
-            re.match(pattern[3:], module) is not None if pattern.startswith("re:") else fnmatch.fnmatch(module, pattern)
-            for pattern in self.ignore
-        )
 
 
 def check_widths(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe, group_size: int | None) -> None:
@@ -245,7 +173,7 @@ def quantize(
         tokenizer.save_pretrained(folder)
         made = {
             "kind": "quantized",
-            "recipe": asdict(recipe),
+            "recipe": recipe.model_dump(mode="json"),
             "calibration_sequences": len(sequences) if recipe.algorithm == "gptq" else None,
             "seed": seed,
             "base": _base(model_dir),
@@ -338,7 +266,7 @@ def make(
         return
     made_from = {
         "base": read_json(Path(model_dir) / MANIFEST)["files"],
-        "recipe": asdict(Recipe.from_data(recipe)),
+        "recipe": Recipe.from_data(recipe).model_dump(mode="json"),
         "calibration": sha256(options["calibration_file"]) if options.get("calibration_file") else None,
         "seed": options.get("seed", 1),
         "pins": sha256(ROOT / "envs/quantize.txt"),

@@ -16,11 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from moecap.campaign.config import Config
+from moecap.documents import read_document
 from moecap.errors import MoecapError
-from moecap.schema import Strict, explain, read_yaml
+from moecap.schema import Strict, check
 
 GB = 10**9
 # Slurm's own output of jobs: `slurm-logdir` of the profile.
@@ -140,11 +141,8 @@ def load_site(path: str | Path = "config/site.yaml") -> Site:
     """
     if str(path) == Config.model_fields["site"].default and not Path(path).exists():
         return Site()
-    data = read_yaml(path)
-    try:
-        return Site.model_validate(data or {})
-    except ValidationError as error:
-        raise explain(error, str(path), Site) from None
+    document = read_document(path)
+    return check(Site, document.data or {}, document.place)
 
 
 @dataclass(frozen=True)

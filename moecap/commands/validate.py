@@ -7,24 +7,34 @@ import json
 import sys
 from typing import Any
 
+from moecap.errors import Mistakes, MoecapError
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the console script."""
     parser = subparsers.add_parser("validate", help="check a config, its deployment table and its catalogues")
-    parser.add_argument("config", metavar="CONFIG", help="a config file, such as config/config.yaml")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="+", help="a config file, such as config/config.yaml; later ones lie over it"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, the mistakes in it")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the config asks for; an error ends with status 1 and one paragraph."""
-    from moecap.campaign.campaign import Campaign
-    from moecap.schema import read_yaml
+    """Print what the config asks for, or (status 1) all that is wrong, a line each."""
+    from moecap.cluster.start import start
 
-    campaign = Campaign(read_yaml(args.config) or {}, args.config)
+    name = " + ".join(args.config)
+    try:
+        campaign = start(args.config).campaign
+    except MoecapError as error:
+        if not args.json:
+            raise
+        print(json.dumps({"config": name, "valid": False, "mistakes": _mistakes(error)}))
+        return 1
     rows = campaign.deployments.values()
     summary = {
-        "config": args.config,
+        "config": name,
         "valid": True,
         "deployments": len(campaign.deployments),
         "variants": len(campaign.graph.variants),
@@ -37,7 +47,16 @@ def run(args: argparse.Namespace) -> int:
     for warning in campaign.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(
-        f"{args.config} is valid: {summary['deployments']} deployments of {summary['variants']} model variants, "
+        f"{name} is valid: {summary['deployments']} deployments of {summary['variants']} model variants, "
         f"{summary['points']} points to measure."
     )
     return 0
+
+
+def _mistakes(error: MoecapError) -> list[dict[str, Any]]:
+    if not isinstance(error, Mistakes):
+        return [{"file": None, "line": None, "entry": None, "key": None, "message": str(error)}]
+    return [
+        {"file": m.place.file, "line": m.place.line, "entry": m.place.entry, "key": m.key, "message": m.text}
+        for m in error.mistakes
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -56,7 +56,7 @@ class EngineEntry(Strict):
     container: str | None = None
     options: dict[str, Any] = Field(default={})
     lm_eval: dict[str, Any] = Field(default={})
-    timeouts: dict[Literal["load_s", "stall_s"], float] = Field(default={})
+    timeouts: dict[Literal["load_s", "stall_s"], Annotated[float, Field(gt=0, le=10_000_000)]] = Field(default={})
     instead: str | None = None
     source: str | None = Field(default=None, description="documentation that a command was taken from")
     tried: bool = Field(default=True, description="false: a template, which was never run with the engine itself")

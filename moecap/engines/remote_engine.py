@@ -10,14 +10,12 @@ import os
 import time
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from moecap.engines.base import Engine, EngineSpec, Request, RunResult, Window, no_window
 from moecap.engines.server.client import complete
 from moecap.engines.server.schedule import estimate_steps
 from moecap.engines.server.settings import RemoteOptions
-from moecap.errors import PermanentError
-from moecap.schema import explain
+from moecap.errors import Mistakes, PermanentError, Place
+from moecap.schema import check
 
 
 class RemoteEngine(Engine):
@@ -29,9 +27,9 @@ class RemoteEngine(Engine):
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
         try:
-            self._options = RemoteOptions.model_validate(dict(spec.options))
-        except ValidationError as error:
-            raise PermanentError(str(explain(error, f"engine {spec.name}, `options`", RemoteOptions))) from None
+            self._options = check(RemoteOptions, dict(spec.options), lambda _: Place(f"engine {spec.name}, `options`"))
+        except Mistakes as error:
+            raise PermanentError(" ".join(str(error).split())) from None
         self._headers: dict[str, str] = {}
         if (name := self._options.key_variable) is not None:
             if not os.environ.get(name):

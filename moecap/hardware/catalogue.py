@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from moecap.errors import MoecapError, nearest
+from moecap.documents import Document, KeyPath, read_document
+from moecap.errors import Collector, Mistakes, MoecapError, Place, nearest
 from moecap.paths import catalogue_layers
-from moecap.schema import Strict, explain, read_yaml
+from moecap.schema import Strict, mistakes_of
 
 Dtype = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4"]
 DTYPES: tuple[str, ...] = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4")
@@ -830,67 +831,99 @@ def load(catalogue: str | Path | Sequence[Path] | None = None) -> Hardware:
         catalogue = catalogue_layers()
     layers = [Path(catalogue)] if isinstance(catalogue, str | Path) else list(catalogue)
     merged: dict[str, Any] = {}
-    origin: dict[tuple[str, str], Path] = {}
+    origin: _Origin = {}
     files = layer_files(layers)
+    found = Collector()
     for layer in layers:
-        sections, places = _read_sections(path for path in hardware_files(layer) if path in files)
+        sections, places = _read_sections((path for path in hardware_files(layer) if path in files), found)
         for section, entries in sections.items():
             if isinstance(entries, list):
                 merged[section] = entries
             else:
                 merged[section] = {**merged.get(section, {}), **entries}
         origin |= places
-    try:
-        return Hardware.model_validate(merged)
-    except ValidationError as error:
-        place = error.errors()[0]["loc"]
-        first = hardware_files(layers[-1])[0]
-        file = origin.get((str(place[0]), str(place[1])), first) if len(place) > 1 else first
-        raise _explain(error, str(file)) from None
+    found.finish()
+    first = str(hardware_files(layers[-1])[0])
+    return _validated(merged, lambda path: _place(path, origin, first))
 
 
-def _read_sections(files: Iterable[Path]) -> tuple[dict[str, Any], dict[tuple[str, str], Path]]:
-    """The sections of one folder's files put together, and the file of every entry (section, name or index)."""
+#: (section, name or index) -> the file of an entry, and its place in the section there.
+_Origin = dict[tuple[str, str | int], tuple[Document, str | int]]
+
+
+def _place(path: KeyPath, origin: _Origin, default: str) -> Place:
+    if len(path) > 1 and (path[0], path[1]) in origin:
+        document, own = origin[str(path[0]), path[1]]
+        return document.place((path[0], own, *path[2:]))
+    return Place(default)
+
+
+def _read_sections(files: Iterable[Path], found: Collector) -> tuple[dict[str, Any], _Origin]:
+    """The sections of one folder's files put together, and where every entry (section, name or index) stands."""
     merged: dict[str, Any] = {}
-    origin: dict[tuple[str, str], Path] = {}
+    origin: _Origin = {}
     for path in files:
-        data = read_yaml(path) or {}
-        if not isinstance(data, dict):
-            raise MoecapError(f"{path}: a mapping of sections is expected ({', '.join(Hardware.model_fields)}).")
-        for section, entries in data.items():
-            if section not in Hardware.model_fields:
-                raise MoecapError(f"{path}: unknown section `{section}`. {nearest(section, Hardware.model_fields)}")
-            if isinstance(entries, list):
-                for index in range(len(entries)):
-                    origin[section, str(len(merged.get(section, [])) + index)] = path
-                merged[section] = [*merged.get(section, []), *entries]
-                continue
-            target = merged.setdefault(section, {})
-            for name, entry in (entries or {}).items():
-                if name in target:
-                    raise MoecapError(f"{path}: {section}.{name} is already defined in {origin[section, str(name)]}.")
-                target[name] = entry
-                origin[section, str(name)] = path
+        with found.taking(Place(str(path))):
+            document = read_document(path)
+            if not isinstance(document.data or {}, dict):
+                raise MoecapError(f"a mapping of sections is expected ({', '.join(Hardware.model_fields)}).")
+            for section, entries in (document.data or {}).items():
+                _add_section(str(section), entries, document, merged, origin, found)
     return merged, origin
+
+
+def _add_section(
+    section: str, entries: Any, document: Document, merged: dict[str, Any], origin: _Origin, found: Collector
+) -> None:
+    place = document.place((section,))
+    lists = get_origin(Hardware.model_fields[section].annotation) is tuple if section in Hardware.model_fields else None
+    if lists is None:
+        found.add(place, f"unknown section `{section}`. {nearest(section, Hardware.model_fields)}", section)
+    elif lists:
+        if not isinstance(entries or [], list):
+            found.add(place, f"`{section}`: a list of entries is expected.", section)
+            return
+        before = merged.setdefault(section, [])
+        for index, entry in enumerate(entries or []):
+            origin[section, len(before)] = (document, index)
+            before.append(entry)
+    elif not isinstance(entries or {}, dict):
+        found.add(place, f"`{section}`: a mapping from names to entries is expected.", section)
+    else:
+        target = merged.setdefault(section, {})
+        for name, entry in (entries or {}).items():
+            if name in target:
+                other, own = origin[section, name]
+                found.add(
+                    document.place((section, name)),
+                    f"{section}.{name} is already defined in {other.place((section, own))}. Keep one.",
+                    f"{section}.{name}",
+                )
+                continue
+            target[name] = entry
+            origin[section, name] = (document, name)
+
+
+def _validated(data: Mapping[str, Any], place: Callable[[KeyPath], Place]) -> Hardware:
+    try:
+        return Hardware.model_validate(dict(data))
+    except ValidationError as error:
+        found = Collector()
+        for path, mistake in mistakes_of(error, Hardware, data, place):
+            text = mistake.text
+            if path and path[-1] in ("source", "status") and " is missing" in text:
+                text = (
+                    f"`{mistake.key}` is missing. Every figure of the hardware catalogue names its `source` and "
+                    "`status` "
+                    f"({', '.join(STATUSES)}); what has no source is null, or `unverified`."
+                )
+            found.add(mistake.place, text, mistake.key)
+        raise Mistakes(found.mistakes) from None
 
 
 def from_slice(data: Mapping[str, Any], source: str = "the catalogue's slice") -> Hardware:
     """The catalogue from plain data (:meth:`Hardware.slice`)."""
-    try:
-        return Hardware.model_validate(dict(data))
-    except ValidationError as error:
-        raise _explain(error, source) from None
-
-
-def _explain(error: ValidationError, where: str) -> MoecapError:
-    first = error.errors()[0]
-    if first["type"] == "missing" and first["loc"][-1] in ("source", "status"):
-        key = ".".join(str(part) for part in first["loc"])
-        return MoecapError(
-            f"{where}: `{key}` is missing. Every figure of the hardware catalogue names its `source` and `status` "
-            f"({', '.join(STATUSES)}); what has no source is null, or `unverified`."
-        )
-    return explain(error, where, Hardware)
+    return _validated(data, lambda _: Place(source))
 
 
 def schema() -> dict[str, Any]:

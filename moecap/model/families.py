@@ -14,15 +14,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from moecap.documents import read_document
 from moecap.errors import MoecapError
 from moecap.model.keys import config_keys
 from moecap.model.layouts import Matrix
 from moecap.model.skeleton import Layer, Memory, Part, Skeleton
 from moecap.model.structure import Cache
 from moecap.paths import catalogue_layers
-from moecap.schema import Strict, explain, read_yaml
+from moecap.schema import Strict, check
 
 Expression = int | str
 
@@ -118,10 +119,8 @@ def families() -> Mapping[str, Family]:
 
 
 def _read(path: Path) -> Family:
-    try:
-        return Family.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise explain(error, str(path), Family) from None
+    document = read_document(path)
+    return check(Family, document.data, document.place)
 
 
 def family_of(data: Mapping[str, Any]) -> Family | None:

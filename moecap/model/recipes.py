@@ -282,7 +282,7 @@ def resolve_precision(precision: str | Mapping[str, Any], catalogue: str | Path 
     entries = _precisions(catalogue)
     entry = entries.get(precision, {"scheme": BUILT_IN.get(precision)})
     own = {**entry, **(entry.get("recipe") or {})}
-    scheme = own.get("scheme")
+    scheme = own.get("stored") or own.get("scheme")
     if scheme in PLAIN_BITS:
         return Recipe(precision, rest_bits=PLAIN_BITS[scheme])
     stated = {key: own[key] for key in (*LAYOUT_KEYS, *RECIPE_KEYS) if key in own}
@@ -302,8 +302,8 @@ def resolve_precision(precision: str | Mapping[str, Any], catalogue: str | Path 
 
 
 def _precisions(catalogue: str | Path | None) -> Mapping[str, Any]:
+    from moecap.documents import read_yaml
     from moecap.paths import catalogue_layers
-    from moecap.schema import read_yaml
 
     entries: dict[str, Any] = {}
     for layer in catalogue_layers() if catalogue is None else [Path(catalogue)]:

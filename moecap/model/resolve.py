@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moecap.documents import read_yaml
 from moecap.errors import MoecapError, nearest
 from moecap.paths import catalogue_layers
-from moecap.schema import read_yaml
 
 #: Where ModelOpt states a checkpoint's quantization, if not in config.json.
 QUANTIZATION_FILE = "hf_quant_config.json"

@@ -66,8 +66,10 @@ def test_a_model_is_one_entry(campaign: Callable[..., Campaign], site: Path) -> 
     assert found.graph.variants_of("quantize") == ["my-moe/int4"]
     assert len(found.params.download("my-moe/bf16")["revision"]) == 40
     assert "source: {path: /checkpoints/my-moe}" in recipe("Add a model")
-    append("config/catalogue/models.yaml", "local:\n  source: {path: /checkpoints/my-moe}\n")
-    assert campaign(model="local").params.download("local/bf16") == {"path": "/checkpoints/my-moe"}
+    (site / "my-moe").mkdir()
+    (site / "my-moe/config.json").write_text("{}")
+    append("config/catalogue/models.yaml", "local:\n  source: {path: my-moe}\n")
+    assert campaign(model="local").params.download("local/bf16") == {"path": "my-moe"}
 
 
 def test_a_gpu_is_one_entry(campaign: Callable[..., Campaign], site: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moecap.documents import read_yaml
 from moecap.errors import MoecapError
 from moecap.hardware import catalogue as hardware
 from moecap.hardware.catalogue import DTYPES, STATUSES, Hardware, Price, Sourced, weakest
-from moecap.schema import Strict, read_yaml
+from moecap.schema import Strict
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = ROOT / "config" / "catalogue"
@@ -242,7 +243,9 @@ def test_an_entry_is_defined_once(tmp_path: Path) -> None:
     (tmp_path / "hardware").mkdir()
     entry = _raw()["gpus"]["L40S-48GB"]
     (tmp_path / "hardware" / "more.yaml").write_text(json.dumps({"gpus": {"L40S-48GB": entry}}))
-    with pytest.raises(MoecapError, match=r"more\.yaml: gpus\.L40S-48GB is already defined in .*hardware\.yaml"):
+    with pytest.raises(
+        MoecapError, match=r"more\.yaml, line 1: gpus\.L40S-48GB is already defined in .*hardware\.yaml"
+    ):
         hardware.load(tmp_path)
 
 

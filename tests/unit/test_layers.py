@@ -14,6 +14,7 @@ ORDER = (
     "redact",
     "errors",
     "io",
+    "documents",
     "schema",
     "paths",
     "provenance",

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from moecap.campaign.campaign import Campaign
-from moecap.errors import MoecapError, PermanentError
+from moecap.errors import MoecapError
 from moecap.hardware.catalogue import load
 from moecap.metrics.utilization import split_by_tier
 from moecap.model.offload import placement_of, read_arguments
@@ -110,7 +110,7 @@ def test_a_deployment_says_how_much_before_anything_runs(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     (tmp_path / "table.csv").write_text(TABLE)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PermanentError, match=r"line 2.*`offload` is 'dram'.*cpu_offload_gb"):
+    with pytest.raises(MoecapError, match=r"line 2.*`offload` is 'dram'.*cpu_offload_gb"):
         Campaign({"deployments": "table.csv", "cost": {"usd_per_kwh": 0.1}})
     engines = tmp_path / "config/catalogue/engines.yaml"
     entries = yaml.safe_load(engines.read_text())

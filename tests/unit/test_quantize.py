@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecap.checkpoints import quantize
-from moecap.checkpoints.quantize import Recipe
+from moecap.checkpoints.recipe import Recipe
 from moecap.errors import MoecapError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def test_a_wrong_recipe_is_explained(data: dict, words: str) -> None:
 
 
 def test_a_width_that_is_no_multiple_of_the_group_is_refused_by_name() -> None:
-    recipe = Recipe("W4A16")
+    recipe = Recipe(scheme="W4A16")
     shapes = {
         "model.embed_tokens.weight": (100, 96),
         "model.layers.0.mlp.gate.weight": (8, 96),
@@ -73,7 +73,9 @@ def test_calibration_sequences_are_whole_and_come_from_the_rows(
     lengths: list[int], tokens: int, samples: int, seed: int
 ) -> None:
     rows = [{"text": chr(65 + i % 26) * n} for i, n in enumerate(lengths)]
-    recipe = Recipe("W4A16", calibration_template="{text}", calibration_samples=samples, calibration_tokens=tokens)
+    recipe = Recipe(
+        scheme="W4A16", calibration_template="{text}", calibration_samples=samples, calibration_tokens=tokens
+    )
     total = sum(lengths)
     if total < tokens:
         with pytest.raises(MoecapError, match="fewer than"):
@@ -86,7 +88,7 @@ def test_calibration_sequences_are_whole_and_come_from_the_rows(
 
 
 def test_a_template_with_a_column_that_is_not_there_is_explained() -> None:
-    recipe = Recipe("W4A16", calibration_template="{question}{anser}")
+    recipe = Recipe(scheme="W4A16", calibration_template="{question}{anser}")
     with pytest.raises(MoecapError, match="'answer'"):
         quantize.calibration_sequences([{"question": "a", "answer": "b"}], list, recipe, 1)
 

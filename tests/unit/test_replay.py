@@ -459,7 +459,7 @@ def test_vllm_and_transformers_send_the_same_tokens_to_the_same_experts(family, 
 @pytest.mark.parametrize("engine", ["vllm-cpu", "transformers"])
 def test_job_with_the_catalogues_engine_options(engine, tmp_path, monkeypatch):
     """What a timed engine is loaded with must not collide with what the replay sets."""
-    from moecap.schema import read_yaml
+    from moecap.documents import read_yaml
 
     entry = read_yaml("config/catalogue/engines.yaml")[engine]
     for key in entry["options"].get("env") or {}:

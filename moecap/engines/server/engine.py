@@ -13,16 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from moecap.engines.base import Engine, EngineSpec, Request, RunResult, Window, no_window
 from moecap.engines.environments import interpreter, versions
 from moecap.engines.server.client import complete
 from moecap.engines.server.process import ManagedServer, running, start
 from moecap.engines.server.schedule import estimate_steps
 from moecap.engines.server.settings import ServerOptions
-from moecap.errors import MoecapError, PermanentError
-from moecap.schema import explain
+from moecap.errors import Mistakes, MoecapError, PermanentError, Place
+from moecap.schema import check
 
 #: What requests call the model by.
 MODEL = "moecap"
@@ -91,9 +89,9 @@ def server_options(spec: EngineSpec) -> ServerOptions:
         PermanentError: they are not as their schema says.
     """
     try:
-        return ServerOptions.model_validate(dict(spec.options))
-    except ValidationError as error:
-        raise PermanentError(str(explain(error, f"engine {spec.name}, `options`", ServerOptions))) from None
+        return check(ServerOptions, dict(spec.options), lambda _: Place(f"engine {spec.name}, `options`"))
+    except Mistakes as error:
+        raise PermanentError(" ".join(str(error).split())) from None
 
 
 def start_server(spec: EngineSpec) -> ManagedServer:
