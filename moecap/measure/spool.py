@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moecap.errors import MoecapError
+from moecap.errors import MoecapError, no_space
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +110,7 @@ class Spool:
             _replace_folder(temporary, final)
         except OSError as error:
             if error.errno == 28 or "No space left" in str(error):
-                raise MoecapError(
-                    f"No space left on the disk that holds {self.folder}: the point just measured was not kept, those "
-                    "before it were. Free some space or set `results` in the config to a larger disk, and start again."
-                ) from error
+                raise MoecapError(no_space(self.folder, "while a point was kept: that one is lost")) from error
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
