@@ -157,9 +157,9 @@ METRICS_SCHEMA = pa.schema(
         pa.field("output_tokens_per_s", pa.float64(), metadata={"unit": "1/s", "meaning": "throughput as printed"}),
         pa.field("status", pa.string()),
         pa.field("source", pa.string()),
-        pa.field("printed_cost_kusd", pa.float64(), metadata={"unit": "kUSD", "meaning": "cost as printed"}),
-        pa.field("printed_case", pa.string(), metadata={"meaning": "the paper's own label"}),
-        pa.field("note", pa.string()),
+        pa.field("printed_hardware_usd", pa.float64(), metadata={"unit": "USD", "meaning": "cost as printed"}),
+        pa.field("printed_class", pa.string(), metadata={"meaning": "the paper's own label"}),
+        pa.field("printed_note", pa.string()),
     ]
 )
 
@@ -186,9 +186,9 @@ def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
                 "output_tokens_per_s": r["tokens_per_s"],
                 "status": "paper",
                 "source": r["source"],
-                "printed_cost_kusd": r["cost_kusd"],
-                "printed_case": r["case"],
-                "note": r["note"],
+                "printed_hardware_usd": None if r["cost_kusd"] is None else round(r["cost_kusd"] * 1000, 2),
+                "printed_class": r["case"],
+                "printed_note": r["note"],
             }
             for r in rows
         ],

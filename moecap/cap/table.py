@@ -122,6 +122,9 @@ SECTIONS: dict[str, list[Column]] = {
         Column("failure_reason", _S, "", "What failed, in one sentence."),
         Column("failure_log", _S, "", "Path of the log."),
         Column("source", _S, "", "For a row that was not measured here: where it is printed."),
+        Column("printed_class", _S, "", "The class that is printed there."),
+        Column("printed_hardware_usd", _F, "USD", "The purchase price that is printed there."),
+        Column("printed_note", _S, "", "What else is printed about the same, where the source contradicts itself."),
     ],
     "Accuracy": [
         Column("accuracy", _F, "1", "Share of right answers, 0 to 1.", "lm-eval, the task's main metric", True),

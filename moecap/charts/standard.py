@@ -96,12 +96,12 @@ ROUTING: dict[str, tuple[str, str, Callable[[Sequence[Row], str], Spec]]] = {
 #: The paper's figures, drawn where the table has its rows: name → (section, caption, function of the table).
 PAPER: dict[str, tuple[str, str, Callable[[pa.Table], Spec]]] = {
     "paper-figure-4": (
-        "trade-off",
+        "paper",
         "The paper's Figure 4 from its Table 3: equal cost, precision traded for throughput.",
         lambda table: paper_figure(table, FIGURE_4, "gsm8k", "Figure 4: CA and CP configurations", "Table 3"),
     ),
     "paper-figure-5": (
-        "trade-off",
+        "paper",
         "The paper's Figure 5 from its Table 4: equal accuracy, GPUs traded for throughput.",
         lambda table: paper_figure(table, FIGURE_5, "gsm8k", "Figure 5: PA and AC configurations", "Table 4"),
     ),

@@ -57,7 +57,16 @@ _COLUMNS = (
 )
 SCHEMA = pa.schema(
     [
-        pa.field(name, dtype, metadata={"label": label, "meaning": meaning, **FORMS.get(unit, {"unit": unit})})
+        pa.field(
+            name,
+            dtype,
+            metadata={
+                "label": label,
+                "meaning": meaning,
+                **FORMS.get(unit, {"unit": unit}),
+                **({"goal": str(GOALS[name])} if name in GOALS else {}),
+            },
+        )
         for name, dtype, label, unit, meaning in _COLUMNS
     ]
 )

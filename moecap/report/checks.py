@@ -22,8 +22,10 @@ def check(table: ExtraTable, id_: str) -> Check:
     """Hold every column with a ``goal`` (the largest absolute value that is good enough) against it, row by row."""
     parts, failed = [], False
     for column, about in table.fields.items():
+        if "goal" not in about:
+            continue
         values = [abs(r[column]) for r in table.rows if r.get(column) is not None]
-        if "goal" not in about or not values:
+        if not values:
             continue
         goal, worst = float(about["goal"]), max(values)
         show = (lambda v: percent(v, 3)) if about.get("form") in ("error", "share") else number

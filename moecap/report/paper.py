@@ -71,7 +71,7 @@ def _identity(number: int, row: Row) -> list[str]:
         offload = f" + {row['offload']}" if row["offload"] else ""
         engine = row["engine"] or "–"
         return [
-            row.get("printed_case") or row["deployment"],
+            row.get("printed_class") or row["deployment"],
             row["precision"],
             engine,
             f"{row['devices']}{offload}",
@@ -82,19 +82,16 @@ def _identity(number: int, row: Row) -> list[str]:
 
 
 def _cost(row: Row) -> list[str]:
-    printed, ours = row.get("printed_cost_kusd"), row["hardware_usd"]
-    kusd = None if ours is None else ours / 1000
-    difference = None if printed is None or kusd is None else kusd - printed
-    return [
-        "–" if printed is None else f"{printed:.2f}",
-        "–" if kusd is None else f"{kusd:.2f}",
-        "–" if difference is None else f"{signed(difference, 2)} ({signed(100 * difference / printed, 2)}%)",
-    ]
+    printed, ours = (None if v is None else v / 1000 for v in (row.get("printed_hardware_usd"), row["hardware_usd"]))
+    found = ["–" if v is None else f"{v:.2f}" for v in (printed, ours)]
+    if printed is None or ours is None:
+        return [*found, "–"]
+    return [*found, f"{signed(ours - printed, 2)} ({signed(100 * (ours - printed) / printed, 2)}%)"]
 
 
 def _classes(row: Row) -> list[str]:
     return [
-        row.get("printed_case") or "–",
+        row.get("printed_class") or "–",
         row["cap_class"] or "–",
         row["cap_class_purchase"] or "–",
         row["cap_reference"] or "–",

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moecap.cap import paper
 from moecap.cap import table as cap
 from moecap.charts import pages
 from moecap.io import write_json, write_parquet
@@ -22,9 +23,13 @@ from moecap.jobs.failures import read_failures
 from moecap.metrics.routing_analysis import ANALYSIS_SCHEMA
 from moecap.report import answers, columns, findings, inputs, numbers, tables
 from moecap.report import page as report
+from moecap.report.checks import check
+from moecap.report.paper import paper_tables
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import synthetic
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make(**changes) -> inputs.Inputs:
@@ -462,3 +467,33 @@ def test_a_further_table_is_shown_as_its_metadata_say(tmp_path) -> None:
         ("power w", "W", ""),
     ]
     assert [cell.text for cell in view.rows[0]] == ["0", "1.9712 MB", "−0.066%", "4.2 ms", "yes", "–"]
+
+
+# --- checks and the paper -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("worst", "verdict"), [(0.01, "pass"), (-0.01, "pass"), (0.011, "fail"), (-0.2, "fail")])
+def test_a_check_is_held_against_the_goal_of_its_columns(worst, verdict):
+    fields = {"name": {"label": "name"}, "error": {"label": "error", "form": "error", "goal": "0.01"}}
+    table = inputs.ExtraTable("T", [{"name": "a", "error": 0.0}, {"name": "b", "error": worst}], fields=fields)
+    assert check(table, "check-0").verdict == verdict
+    assert check(inputs.ExtraTable("T", table.rows), "check-0").verdict == "shown"
+
+
+def test_the_papers_tables_have_printed_and_ours_beside_one_another():
+    rows = paper.read_tables(ROOT / "config" / "paper")
+    priced = [{"deployment": d["deployment"], "hardware_usd": 9178.6 + 20731.4 * d["devices"]} for d in rows]
+    table = cap.cap_table(
+        paper.deployments(rows),
+        paper.metrics_table(rows),
+        paper.accuracy_table(rows),
+        pa.Table.from_pylist(list({p["deployment"]: p for p in priced}.values())),
+    )
+    two, three, four = paper_tables(table.to_pylist())
+    ca = dict(zip(two.heads, next(r for r in two.rows if r[0] == "CA"), strict=True))
+    assert ca["GPUs"] == "2 + dram" and ca["token/s"].startswith("3.25 [")
+    assert (ca["cost, k$, printed"], ca["ours"] != "", ca["difference"]) == ("50.60", True, "+0.04 (+0.08%)")
+    assert any("3.52" in note for note in two.notes)
+    assert len(three.rows) == 18 and len(four.rows) == 12
+    text = report._accuracy_source(table.to_pylist())
+    assert "As printed: MoE-CAP paper, Table 2" in text and "lm-eval" not in text
