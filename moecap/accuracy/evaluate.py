@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from moecap.accuracy.context import context_tokens
 from moecap.accuracy.tasks import BUILDERS, TASK_DIR, check_scoring, check_task, known_tasks, lm_eval_tasks
 from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, nearest
@@ -362,6 +363,11 @@ def evaluate(
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
+    _set_fewshot(tasks, dataset.get("num_fewshot"), seed)
+    if lm_name == "vllm" and not {"max_model_len", "max_length"} & set(lm_arguments):
+        chat = bool(dataset.get("chat_template"))
+        context = context_tokens(model_dir, tasks["tasks"], limit=limit, chat=chat, trust=trust_remote_code)
+        lm_arguments |= {} if context is None else {"max_model_len": context}
     settings = {
         "task": task,
         "limit": limit,
@@ -405,6 +411,14 @@ def evaluate(
     return row, samples
 
 
+def _set_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None, seed: int) -> None:
+    """As lm-eval's simple_evaluate does it for tasks that it loads itself."""
+    for leaf in tasks["tasks"].values():
+        if num_fewshot is not None or leaf.get_config("num_fewshot") is None:
+            leaf.set_config(key="num_fewshot", value=num_fewshot or 0)
+        leaf.set_fewshot_seed(seed=seed)
+
+
 def _run(
     lm_name: str,
     lm_arguments: dict[str, Any],
@@ -428,12 +442,6 @@ def _run(
                 f"{lm_name} could not load {lm_arguments['pretrained']} for the evaluation: {_first_line(error)} "
                 "The log has the rest."
             ) from error
-        for leaf in tasks["tasks"].values():
-            # As lm-eval's simple_evaluate does it for tasks that it loads itself.
-            fewshot = settings["num_fewshot"]
-            if fewshot is not None or leaf.get_config("num_fewshot") is None:
-                leaf.set_config(key="num_fewshot", value=fewshot or 0)
-            leaf.set_fewshot_seed(seed=settings["seed"])
         results = lm_eval.evaluate(
             lm=model,
             task_dict=tasks,

@@ -139,7 +139,8 @@ def load_site(path: str | Path = "config/site.yaml") -> Site:
     Raises:
         MoecapError: it does not exist, or a key or value is wrong; the message names it.
     """
-    if str(path) == Config.model_fields["site"].default and not Path(path).exists():
+    default = Config.model_fields["site"].default
+    if str(path) == default and not Path(path).exists() and not Path(path).is_symlink():
         return Site()
     document = read_document(path)
     return check(Site, document.data or {}, document.place)

@@ -157,6 +157,20 @@ def test_local_files_stand_in_for_a_tasks_download(gsm8k_files: dict[str, str]) 
         accuracy.load_task("mmlu", TASKS, gsm8k_files)
 
 
+def test_the_context_is_that_of_the_longest_question(gsm8k_files: dict[str, str]) -> None:
+    pytest.importorskip("lm_eval")
+    from moecap.accuracy.context import GENERATED, ROOM, needed_tokens
+
+    tasks = accuracy.load_task("gsm8k", TASKS, gsm8k_files)["tasks"]
+    (task,) = tasks.values()
+    # Every made-up question and answer has as many words, whichever examples are drawn.
+    words = len(task.fewshot_context(task.eval_docs[0], num_fewshot=5).split())
+    assert needed_tokens(tasks, lambda texts: [text.split() for text in texts]) == words + GENERATED + ROOM
+    task.set_config(key="num_fewshot", value=0)
+    bare = len(task.fewshot_context(task.eval_docs[0], num_fewshot=0).split())
+    assert needed_tokens(tasks, lambda texts: [text.split() for text in texts]) == bare + GENERATED + ROOM
+
+
 def test_the_demos_tasks_load_with_the_generated_data(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     demo.write_data(tmp_path, seed=1, train_count=10)
