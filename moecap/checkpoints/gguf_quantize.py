@@ -34,7 +34,8 @@ def type_of(name: str, shape: Sequence[int], mix: str, layers: int, experts: int
         shape: columns (a row's length) first, as GGUF has it.
         block: elements of a block, by type.
     """
-    if len(shape) < 2 or not name.endswith("weight") or "_norm.weight" in name or "ffn_gate_inp.weight" in name:
+    dimensions = [n for n in shape if n > 1]  # as ggml counts them
+    if len(dimensions) < 2 or not name.endswith("weight") or "_norm.weight" in name or "ffn_gate_inp.weight" in name:
         return None
     chosen = BASE.get(mix, mix)
     if name == "output.weight":

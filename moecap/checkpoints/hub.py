@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,10 @@ def verify_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
+#: Weights in formats of engines of their own, in a folder that otherwise is a checkpoint.
+OWN_FORMATS = ("*.gguf",)
+
+
 def check_checkpoint(folder: str | os.PathLike[str]) -> None:
     """Refuse a checkpoint that cannot be whole, by its structure alone (no tensor is read).
 
@@ -289,6 +294,8 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
     config = _read_object(folder / "config.json")
     if not config:
         raise PermanentError(f"{folder / 'config.json'} is empty; this is not a checkpoint in the Hugging Face format.")
+    if any(fnmatch(name, pattern) for name in names for pattern in OWN_FORMATS):
+        return  # an engine's own format, made by the workflow: its manifest has the checksums
     if why:
         raise PermanentError(f"{folder} cannot be served: {why}.")
     index = folder / INDEX

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 from moecap.errors import MoecapError
+from moecap.model.gguf_table import tensor_table
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -33,6 +34,8 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     file: str
+    names: tuple[str, ...] = ()  # what it may be called in Hugging Face's format, where this one has names of its own
+    block_bytes: int | None = None  # of a format whose elements share scales: what all of them take
 
     @property
     def elements(self) -> int:
@@ -40,6 +43,8 @@ class StoredTensor:
 
     @property
     def bits(self) -> int:
+        if self.block_bytes is not None:
+            return self.block_bytes * 8
         return self.elements * DTYPE_BITS[self.dtype]
 
     @property
@@ -93,6 +98,15 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             index names and no file has, or that two files have.
     """
     folder = Path(folder)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs and not any(folder.glob("*.safetensors")):
+        return Checkpoint(
+            tuple(
+                StoredTensor(t.name, t.type, t.shape, path.name, t.names, t.bytes)
+                for path in ggufs
+                for t in tensor_table(path)
+            )
+        )
     index, whole = folder / INDEX, folder / WHOLE
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] = {}
@@ -126,7 +140,7 @@ def _loose_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
     files = [f for f in found if not f.name.startswith(("adapter_", "consolidated"))] or found
     if not files:
-        raise MoecapError(f"{folder} holds no safetensors file; sizes are counted from safetensors headers only.")
+        raise MoecapError(f"{folder} holds no safetensors or GGUF file; nothing else tells sizes.")
     return files
 
 

@@ -45,7 +45,8 @@ def resolve(model: str | Path | Mapping[str, Any], catalogue: str | Path | None 
     text = str(model)
     path = Path(text)
     if path.is_dir():
-        has_weights = any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists()
+        kinds = ("*.safetensors", "*.gguf", "model.safetensors.index.json")
+        has_weights = any(file for kind in kinds for file in path.glob(kind))
         local = _of_file(path / "config.json", guess=not has_weights)
         return replace(local, checkpoint=path if has_weights else None)
     if path.is_file() or text.endswith(".json"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,8 @@ def stored_sizes(folder: str | Path, structure: Skeleton) -> StoredSizes:
     folder = Path(folder)
     checkpoint = read_checkpoint(folder)
     places = _Places(structure)
+    if any(tensor.names for tensor in checkpoint.tensors):
+        checkpoint = replace(checkpoint, tensors=tuple(map(places.in_our_words, checkpoint.tensors)))
     sizes: dict[Place, int] = defaultdict(int)
     elements: dict[Place, int] = defaultdict(int)
     unread: dict[str, int] = defaultdict(int)
@@ -166,6 +168,10 @@ class _Places:
                     found = alone(found)
             self._cache[name] = found
         return found
+
+    def in_our_words(self, tensor: StoredTensor) -> StoredTensor:
+        """A tensor of a format with names of its own, under the name that this model has for it."""
+        return replace(tensor, name=next((name for name in tensor.names if self.find(name)), tensor.name))
 
     def find(self, name: str) -> Place | None:
         """Layer and component of a tensor; None: the model has no place for it."""
