@@ -43,6 +43,12 @@ class Capabilities(Strict):
     parallelism: list[Parallelism] = Field(default=[])
     offload: list[str] = Field(default=[])
     precisions: dict[str, list[Way]] = Field(description="scheme of the experts -> ways to run it, one is enough")
+    tolerance_nats: float | None = Field(
+        default=None,
+        gt=0,
+        description="how far below the best a greedy token may lie by rounding, where the model is compared with "
+        "Transformers before the figures count; null: it is not compared",
+    )
     wrong: list[Mismatch] = Field(default=[], description="models that it is known to compute as another")
 
 

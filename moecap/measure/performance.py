@@ -24,8 +24,10 @@ from typing import Any
 import pyarrow as pa
 
 from moecap import io
+from moecap.engines import equality
 from moecap.engines.base import LOAD_S, Engine, EngineSpec, RunResult, library_versions, spec_of
 from moecap.engines.base import load as load_engine
+from moecap.engines.catalogue import EngineEntry, known_mismatch
 from moecap.engines.tokens import sequence_hash
 from moecap.errors import MoecapError, PermanentError
 from moecap.hardware import load as machine_load
@@ -743,7 +745,6 @@ def run_job(
     """
     from moecap.checkpoints.demo import local_data
     from moecap.engines.capabilities import check_can_serve, this_machine
-    from moecap.engines.catalogue import EngineEntry
     from moecap.hardware import machine as machines
     from moecap.provenance import provenance
 
@@ -801,6 +802,13 @@ def run_job(
         trust_remote_code=run.get("trust_remote_code", False),
     )
     timeouts = entry.get("timeouts") or {}
+    capabilities = EngineEntry.model_validate(entry).capabilities
+    wrong = known_mismatch(capabilities, io.read_json(checkpoint / "config.json"))
+    if wrong is not None:
+        raise PermanentError(
+            f"{name}: engine {deployment['engine']} computes this model as another ({wrong.config}): {wrong.reason} "
+            f"({wrong.source}). Serve it with another engine."
+        )
     result = measure(
         [Point(dataset, batch) for dataset in deployment["datasets"] for batch in deployment["batch_sizes"]],
         spec,
@@ -816,6 +824,19 @@ def run_job(
         stall_s=timeouts.get("stall_s", STALL_S),
         load_s=timeouts.get("load_s", LOAD_S),
     )
+    if capabilities.tolerance_nats is not None:
+        served = (
+            result.requests.select(["prompt_token_ids", "output_token_ids"]).slice(0, equality.SEQUENCES).to_pydict()
+        )
+        found = equality.check(
+            deployment["engine"],
+            checkpoint,
+            served["prompt_token_ids"],
+            served["output_token_ids"],
+            capabilities.tolerance_nats,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        progress(f"{name}: {found.equal} of {found.tokens} greedy tokens are those of Transformers in fp32")
     facts = provenance(
         deployment=name,
         measured=result.measured,
