@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from moecap.checkpoints.gguf import GgufRecipe
 from moecap.checkpoints.recipe import Recipe
 from moecap.documents import Document, KeyPath, read_document
-from moecap.checkpoints.gguf import GgufRecipe
 from moecap.engines.catalogue import EngineEntry
 from moecap.errors import Collector, MoecapError, Place, nearest
 from moecap.hardware import catalogue as hardware
