@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from moecap.engines.catalogue import OPTIONS
 from moecap.engines.tokens import sequence_hash
 from moecap.engines.transformers.replay import TransformersBackend
 from moecap.engines.vllm.replay import OWN_ARGUMENTS, VllmBackend, VllmRoutedExpertsBackend
@@ -182,7 +183,8 @@ def run_job(
         anatomy: if given, what the routing must fit; without an MoE layer nothing is replayed.
     """
     engine = replay_params["engine"]
-    options = dict(engine.get("options") or {})
+    # What a server is started with, or where an endpoint lies, is nothing that loads a model in this process.
+    options = {} if engine["kind"] in OPTIONS else dict(engine.get("options") or {})
     os.environ.update({key: str(value) for key, value in (options.get("env") or {}).items()})
     if threads and engine.get("device") == "cpu":
         os.environ["OMP_NUM_THREADS"] = str(threads)

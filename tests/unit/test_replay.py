@@ -554,3 +554,19 @@ def test_a_second_model_in_the_process_does_not_compute_with_the_weights_of_the_
     for later in results[1:]:
         for index in range(len(sequences)):
             np.testing.assert_array_equal(np.sort(later[index]), np.sort(results[0][index]))
+
+
+def test_what_starts_a_server_is_not_handed_to_what_replays_it(tmp_path, fake):
+    options = {"command": ["serve", "{port}"], "env": {"OMP_NUM_THREADS": "{threads}"}, "api": {"body": {}}}
+    engine = {"kind": "server", "device": "cpu", "options": options}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps({"files": {"a": "1"}}))
+    replay.run_job(
+        {"engine": engine, "backend": "fake", "engine_version": "1"},
+        checkpoint=tmp_path / "model",
+        requests=[write_requests(tmp_path / "requests.parquet", some_sequences(2))],
+        output=tmp_path / "r.parquet",
+        cache=tmp_path / "cache",
+    )
+    assert not {"command", "env", "api"} & set(fake.loads[-1])
+    assert replay.backend_of("server", "cpu") == replay.backend_of("remote", "remote") == "transformers"
