@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,38 @@ from moecap.errors import MoecapError, no_space
 METADATA_KEY = b"moecap"
 
 
+#: Why a file cannot be written, and what helps; by the operating system's number.
+_REFUSED = {
+    errno.EROFS: "the file system is read-only. Choose another folder",
+    errno.EACCES: "you may not write there. Change its permissions, or choose another folder",
+    errno.EPERM: "you may not write there. Change its permissions, or choose another folder",
+    errno.EDQUOT: "your quota on that disk is used up. Free some space, or choose another disk",
+    errno.EFBIG: "a file may not grow so large there. Raise the limit (`ulimit -f`), or choose another file system",
+    errno.ENAMETOOLONG: "the name is too long for the file system. Choose a shorter one",
+    errno.EEXIST: "a part of the path is a file, not a folder. Choose another folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder. Choose another folder",
+}
+
+
+@contextmanager
+def _explained(final: Path) -> Iterator[None]:
+    """Says why ``final`` cannot be written, where the operating system refuses that; other errors are the caller's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise MoecapError(no_space(final.parent, f"while {final.name} was written")) from error
+        elsewhere = error.filename is not None and final.parent.resolve() not in Path(error.filename).resolve().parents
+        above = error.filename is not None and Path(error.filename).resolve() in final.resolve().parents
+        if error.errno not in _REFUSED or (elsewhere and not above):
+            raise
+        raise MoecapError(
+            f"{final} cannot be written: {_REFUSED[error.errno]} (`results` in the config), and start again. Nothing "
+            "was "
+            "overwritten, and what was finished is kept."
+        ) from error
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends without an error.
@@ -26,26 +59,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     A crash, a full disk or a kill leaves the old file, or none, never half of one.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
-    os.close(fd)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(final)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno == 28:
-            raise MoecapError(no_space(final.parent, f"while {final.name} was written")) from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+        os.close(fd)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -55,30 +84,26 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     What was in ``path`` before is gone then; after an error it is as it was.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        for entry in (temporary, *temporary.rglob("*")):
-            if not entry.is_symlink():
-                entry.chmod((0o777 if entry.is_dir() else 0o666) & ~umask)
-        if final.exists():
-            previous = temporary.with_suffix(".old")
-            final.replace(previous)
-            temporary.replace(final)
-            shutil.rmtree(previous)
-        else:
-            temporary.replace(final)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno == 28:
-            raise MoecapError(no_space(final.parent, f"while {final.name} was written")) from error
-        raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            for entry in (temporary, *temporary.rglob("*")):
+                if not entry.is_symlink():
+                    entry.chmod((0o777 if entry.is_dir() else 0o666) & ~umask)
+            if final.exists():
+                previous = temporary.with_suffix(".old")
+                final.replace(previous)
+                temporary.replace(final)
+                shutil.rmtree(previous)
+            else:
+                temporary.replace(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def write_parquet(
@@ -123,13 +148,13 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: what is missing is null."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, default=str)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a missing or broken one is a :class:`MoecapError` that names it."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MoecapError(f"{path} does not exist.") from error
     except json.JSONDecodeError as error:
