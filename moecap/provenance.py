@@ -12,18 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from moecap.reach import Library
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(__file__).resolve().parent
 
-
 #: How jobs begin, end and fail: no result depends on it.
-NO_RESULT = {
-    "moecap.errors",
-    "moecap.jobs.failures",
-    "moecap.jobs.processes",
-    "moecap.jobs.running",
-    "moecap.jobs.workflow",
-}
+NO_RESULT = ("moecap.errors", "moecap.jobs")
 
 
 def digest(value: Any, length: int = 12) -> str:
@@ -36,74 +31,45 @@ def digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+@cache
+def library() -> Library:
+    """The definitions of this library, as far as results may depend on them."""
+    return Library(PACKAGE, NO_RESULT, ROOT / ".cache" / "definitions.json")
+
+
+@cache
 def code_fingerprint(script: str | Path, *more: str | Path) -> str:
-    """Hash of ``script`` and of every ``moecap`` module that it imports, directly or through others.
+    """Hash of ``script`` and of the library's definitions that it reaches, without comments and docstrings.
 
     Snakemake's code trigger sees the time of the script's own file only. Rules carry this hash as a param, so that an
-    edit in the library reruns the rules that use it and no others, and a fresh checkout none. Found by reading the
-    sources: nothing is imported. An ``import_module`` by name is not seen; what is loaded so must be named by an
-    ordinary import, or given in ``more`` together with templates and other files that the script reads from the
-    repository (a folder stands for its files; a Python file brings the modules that it imports). Modules of
-    ``NO_RESULT``, and what only they import, do not count.
+    edit in the library reruns the rules that reach what was edited and no others, and a fresh checkout none. What is
+    reached is found by reading the sources (:mod:`moecap.reach`). What is imported by a name that is put together as
+    the script runs is not seen: it is given in ``more``, together with templates and other files that the script reads
+    from the repository (a folder stands for its files; a module of the library for all that it reaches).
     """
-    combined = hashlib.sha256(_file_hash(Path(script).resolve()))
-    sources = [Path(script), *(path for path in map(Path, more) if path.suffix == ".py")]
-    for module in sorted(set().union(*(_modules_of(path.resolve()) for path in sources))):
-        combined.update(module.encode())
-        combined.update(_file_hash(_module_file(module)))
-    for path in map(Path, more):
+    combined, reached = hashlib.sha256(), set()
+    for path in map(Path, (script, *more)):
+        if path.suffix == ".py":
+            definitions, own = library().script(path)
+            reached |= definitions
+            combined.update(own.encode())
+            continue
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and file.suffix != ".pyc":
-                combined.update(file.name.encode() + _file_hash(file.resolve()))
+                combined.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    combined.update("".join(library().hashes(reached)).encode())
+    library().save()
     return combined.hexdigest()[:12]
 
 
+def reached_by(script: str | Path) -> list[str]:
+    """``module:name`` of the definitions that :func:`code_fingerprint` covers for ``script``."""
+    return sorted(map(library().label, library().script(Path(script))[0]))
+
+
 def modules_of(script: str | Path) -> list[str]:
-    """Names of the ``moecap`` modules that :func:`code_fingerprint` covers for ``script``."""
-    return sorted(_modules_of(Path(script).resolve()))
-
-
-@cache
-def _file_hash(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
-def _module_file(name: str) -> Path:
-    relative = Path(*name.split(".")[1:])
-    candidate = PACKAGE / relative
-    return candidate / "__init__.py" if candidate.is_dir() else candidate.with_suffix(".py")
-
-
-# An import of this package, at the start of a line; several lines only in parentheses.
-_IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+(moecap[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]*)|import[ \t]+(moecap[\w., \t]*))", re.M
-)
-
-
-@cache
-def _direct_imports(path: Path) -> frozenset[str]:
-    """Modules of the package that a file imports. Read by a pattern: to parse all takes a second of each start."""
-    found: set[str] = set()
-    for package, names, modules in _IMPORT.findall(path.read_text()):
-        if package:
-            # `from moecap.engines import base` may name a module, `from moecap.io import x` a function.
-            found.add(package)
-            found.update(f"{package}.{name.split()[0]}" for name in names.strip("() \n").split(",") if name.strip())
-        else:
-            found.update(module.split()[0] for module in modules.split(","))
-    return frozenset(n for n in found if n.startswith("moecap.") and _module_file(n).is_file())
-
-
-@cache
-def _modules_of(path: Path) -> frozenset[str]:
-    seen: set[str] = set()
-    queue = list(_direct_imports(path))
-    while queue:
-        module = queue.pop()
-        if module not in seen | NO_RESULT:
-            seen.add(module)
-            queue.extend(_direct_imports(_module_file(module)))
-    return frozenset(seen)
+    """Names of the modules of which :func:`code_fingerprint` covers something for ``script``."""
+    return sorted({module for module, _ in library().script(Path(script))[0]})
 
 
 @cache

@@ -17,6 +17,7 @@ ORDER = (
     "documents",
     "schema",
     "paths",
+    "reach",
     "provenance",
     "scrub",
     "jobs",
