@@ -49,6 +49,8 @@ _PATTERNS = {
     "metrics": "metrics/{deployment}.parquet",
     "cost": "cost/{deployment}.parquet",
     "published": "published/{stage}.parquet",
+    # What each output was made from: moves with the results (moecap/jobs/records.py).
+    "records": "records",
     "failures": "failures",
     "cap": "cap.parquet",
     "charts": "charts",

@@ -44,8 +44,8 @@ def code_fingerprint(script: str | Path, *more: str | Path) -> str:
     Snakemake's code trigger sees the time of the script's own file only. Rules carry this hash as a param, so that an
     edit in the library reruns the rules that reach what was edited and no others, and a fresh checkout none. What is
     reached is found by reading the sources (:mod:`moecap.reach`). What is imported by a name that is put together as
-    the script runs is not seen: it is given in ``more``, together with templates and other files that the script reads
-    from the repository (a folder stands for its files; a module of the library for all that it reaches).
+    the script runs is not seen: it is given in ``more``, together with files of the repository that nothing reached
+    names (a folder stands for its files; a module of the library for all that it reaches).
     """
     combined, reached = hashlib.sha256(), set()
     for path in map(Path, (script, *more)):
@@ -57,6 +57,8 @@ def code_fingerprint(script: str | Path, *more: str | Path) -> str:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and file.suffix != ".pyc":
                 combined.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file in library().data_files(reached):
+        combined.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     combined.update("".join(library().hashes(reached)).encode())
     library().save()
     return combined.hexdigest()[:12]

@@ -6,6 +6,7 @@ reaches what its names refer to: other definitions of its module, what it import
 
 - a module that is passed on, searched by ``getattr`` or named in a string (``"moecap.engines.base"``) counts whole;
 - a method is reached with its class, whoever calls it;
+- a file beside the code (``names.yaml``) counts where its name stands in what is reached;
 - code that runs when a module is imported and may change something (a bare call, a registration, a loop, a decorator
   or a call of the library's own) counts wherever the module is imported.
 
@@ -19,6 +20,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -31,6 +33,8 @@ from typing import Any
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SCOPES = (*FUNCTIONS, ast.ClassDef, ast.Lambda)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+#: The name of a file that is no code.
+DATA_FILE = re.compile(r"[\w./-]*\w\.(?!py$)[a-z][a-z0-9]{0,4}")
 #: Builtins that look through all names of the module that calls them.
 BY_NAME = {"globals", "locals", "eval", "exec", "__import__"}
 #: What every module has, of itself.
@@ -52,6 +56,8 @@ class Statement:
     calls: list[list[str]] = field(default_factory=list)
     #: What a function's defaults look up where they call something: they do so when the module is imported.
     runs: list[list[str]] = field(default_factory=list)
+    #: What it names that may be a file beside the code.
+    files: list[str] = field(default_factory=list)
     #: Classes that it is made from.
     bases: list[list[str]] = field(default_factory=list)
     #: Whether it does something when the module is imported, whatever it calls.
@@ -369,6 +375,8 @@ class _Reader(ast.NodeVisitor):
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and node.value.startswith(f"{self.package}."):
             self._refer(["", node.value])
+        elif isinstance(node.value, str) and DATA_FILE.fullmatch(node.value):
+            self.statement.files.append(node.value)
 
     def visit_Call(self, node: ast.Call) -> None:
         self._call(node.func)
@@ -684,6 +692,15 @@ class Library:
     def hashes(self, definitions: Iterable[Definition]) -> list[str]:
         """Hashes of definitions, each with what its names mean, without where they stand."""
         return sorted(self._edges_of(definition)[2] for definition in definitions)
+
+    def data_files(self, definitions: Iterable[Definition]) -> list[Path]:
+        """Files of the package, other than code, that definitions name. Folders that are links are somebody else's."""
+        named = {Path(name).name for definition in definitions for name in self._statement(definition).files}
+        found = []
+        for folder, folders, files in os.walk(self.package):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            found += [Path(folder, name) for name in files if name in named]
+        return sorted(found)
 
     def label(self, definition: Definition) -> str:
         """``module:name`` of a definition, for people."""

@@ -15,6 +15,11 @@ rule anatomy:
         "../envs/anatomy.yaml"
     params:
         model=lambda wc: campaign.params.anatomy(wc.model, wc.precision),
-        code=code("anatomy.py"),
+        # How a config is read; entries of models come as params.
+        code=code(
+            "anatomy.py",
+            "config/catalogue/config_keys.yaml",
+            "config/catalogue/architectures",
+        ),
     script:
         "../scripts/anatomy.py"

@@ -48,7 +48,8 @@ if works:
 
 from moecap.campaign.targets import check_targets
 from moecap.cluster.start import start
-from moecap.jobs.failures import RUN, settle, summary
+from moecap.jobs.failures import RUN, explain_kills, summary
+from moecap.jobs.records import keep_records, restore_times
 from moecap.paths import fill
 from moecap.provenance import code_fingerprint
 from moecap.redact import filter_log
@@ -75,6 +76,14 @@ campaign = cluster.campaign
 paths = campaign.paths
 graph = campaign.graph
 report_paths = graph.report_paths
+
+# What results were made from moves with them, and is compared wherever they are.
+keep_records(paths.results)
+if workflow.is_main_process and not campaign.config.partial:
+    if moved := restore_times(paths.results):
+        logger.info(
+            f"{paths.results} was copied: {moved} files that are as they were made have the times of their making again."
+        )
 
 if workflow.remote_exec:
     shell.prefix(shell_prefix(cluster.site))
@@ -162,7 +171,7 @@ def report_over_what_there_is():
     """After a failure: what failed and why, and a report of the deployments that succeeded with the failed ones named."""
     if campaign.config.partial:
         return
-    settle(paths.failures, os.environ[RUN])
+    explain_kills(paths.failures, os.environ[RUN])
     for line in summary(paths.failures, os.environ[RUN]):
         logger.error(line)
     if not campaign.deployments or campaign.config.before:

@@ -133,7 +133,7 @@ def begin(path: str | Path, facts: Mapping[str, Any]) -> None:
         write_json(record, path)
 
 
-def say(path: str | Path | None, records: Sequence[Mapping[str, Any]]) -> None:
+def record_failures(path: str | Path | None, records: Sequence[Mapping[str, Any]]) -> None:
     """Write down what failed; the first of ``records`` stands for the job. What :func:`begin` said of it stays."""
     if path is None:
         return
@@ -144,7 +144,7 @@ def say(path: str | Path | None, records: Sequence[Mapping[str, Any]]) -> None:
         write_json(redact_data({**known, **records[0], **more, "unix_s": time.time()}), path)
 
 
-def told(path: str | Path) -> bool:
+def is_explained(path: str | Path) -> bool:
     """Whether a job's record says more than that it began."""
     return _read(path).get("error", KILLED) != KILLED
 
@@ -165,7 +165,7 @@ def oom_kills() -> int | None:
     return None
 
 
-def settle(folder: str | Path, run: str | None, killed: int | None = None) -> None:
+def explain_kills(folder: str | Path, run: str | None, killed: int | None = None) -> None:
     """At the end of ``run``: of its jobs that were killed here, say which the kernel may have ended for their memory.
 
     Args:
@@ -176,7 +176,12 @@ def settle(folder: str | Path, run: str | None, killed: int | None = None) -> No
     for path in sorted(Path(folder).rglob("*.json")):
         record = _read(path)
         before = record.get("oom_kills")
-        if record.get("run") != run or record.get("host") != socket.gethostname() or told(path) or _at_work(record):
+        if (
+            record.get("run") != run
+            or record.get("host") != socket.gethostname()
+            or is_explained(path)
+            or _at_work(record)
+        ):
             continue
         if killed is not None and before is not None and killed > before:
             message = (
@@ -185,7 +190,7 @@ def settle(folder: str | Path, run: str | None, killed: int | None = None) -> No
                 "its limit allows: give it more, or ask for smaller batch sizes, and start again. What was finished "
                 "and measured is kept."
             )
-            say(path, [{"class": "memory", "message": message, "error": "OutOfMemory"}])
+            record_failures(path, [{"class": "memory", "message": message, "error": "OutOfMemory"}])
 
 
 def end(path: str | Path) -> None:

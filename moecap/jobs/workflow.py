@@ -117,8 +117,8 @@ def _about(job: Any) -> dict[str, Any]:
 
 def _record(path: Path | None, error: Exception) -> None:
     """Put ``error`` on record, unless the body did so with more detail (which point failed)."""
-    if path is not None and not failures.told(path):
-        failures.say(path, [failures.record_of(error)])
+    if path is not None and not failures.is_explained(path):
+        failures.record_failures(path, [failures.record_of(error)])
 
 
 def _main_is_no_module() -> None:

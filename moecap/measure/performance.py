@@ -267,7 +267,7 @@ def measure(
             failed = getattr(error, "_moecap_run", None)
             failure = describe_failure(error, name, failed)
             failed_points.append(failure)
-            failures.say(failure_path, failed_points)
+            failures.record_failures(failure_path, failed_points)
             if failed is None or failure["class"] != "permanent":
                 raise _as_moecap_error(error, failure) from error
             # The engine may be in any state: go on with the other points in a fresh one.
@@ -628,7 +628,7 @@ class Watchdog:
             f"{self.name}, {self._what}: {why}. What was measured so far is kept; starting again measures the rest."
         )
         failure = {"deployment": self.name, "class": "transient", "message": message, "error": error, "point": None}
-        failures.say(self.failure_path, [failure])
+        failures.record_failures(self.failure_path, [failure])
         self.say(message)
         faulthandler.dump_traceback(all_threads=True)
         import psutil

@@ -55,13 +55,14 @@ ANALYSIS_SCHEMA = pa.schema(
 )
 
 
-def expected_unique(tokens: Any, experts: int, top_k: int) -> np.ndarray:
-    """Distinct experts that ``tokens`` tokens touch if each picks ``top_k`` of ``experts`` uniformly, independently.
+def expected_unique(tokens: Any, experts: Any, top_k: Any) -> np.ndarray:
+    """Distinct experts that ``tokens`` tokens touch if each picks ``top_k`` of ``experts`` uniformly,
+    independently: E·(1 − (1 − k/E)^n). Numbers, or arrays that go together.
 
     >>> expected_unique([1, 4, 64], experts=8, top_k=2).round(3).tolist()
     [2.0, 5.469, 8.0]
     """
-    if not 0 < top_k <= experts:
+    if not np.all((np.asarray(top_k) > 0) & (np.asarray(top_k) <= experts)):
         raise MoecapError(f"top_k is {top_k} of {experts} experts; allowed are 1 to {experts}.")
     return experts * (1.0 - (1.0 - top_k / experts) ** np.asarray(tokens, dtype=np.float64))
 

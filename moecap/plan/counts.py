@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from moecap.errors import MoecapError
+from moecap.metrics.routing_analysis import expected_unique
 from moecap.metrics.utilization import (
     complete_bytes,
     complete_flops,
@@ -42,9 +43,7 @@ def expected_unique_experts(
     tokens = np.asarray(tokens, dtype=np.float64)[:, None]
     kinds = moe_kinds(anatomy)
     if profile is None:
-        experts = np.array([k.experts for k in kinds], dtype=np.float64)
-        share = np.array([k.top_k / k.experts for k in kinds])
-        return experts * (1.0 - (1.0 - share) ** tokens)
+        return expected_unique(tokens, np.array([k.experts for k in kinds]), np.array([k.top_k for k in kinds]))
     if len(profile) != len(kinds):
         raise MoecapError(f"The routing profile has {len(profile)} layers, {anatomy.model} {len(kinds)} MoE layers.")
     columns = [(1.0 - (1.0 - np.clip(p, 0.0, 1.0)) ** tokens).sum(axis=1) for p in profile]

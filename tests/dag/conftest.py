@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import yaml
 
 from tests.conftest import ROOT, snakemake
 
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 PARTS = ("Snakefile", "rules", "scripts", "moecap", "config", "envs", "profiles", "report")
 
 
@@ -84,14 +86,24 @@ def finished(_finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_finished, tmp_path / "workflow"))
 
 
-@pytest.fixture
-def edit(finished: Path) -> Callable[[str, str, str], None]:
-    """Replace a text in one file of the copy; it must be there."""
+def with_function_edited(source: str, name: str) -> str:
+    """The source with one more assignment before the last statement of a function."""
+    (function,) = (n for n in ast.parse(source).body if isinstance(n, FUNCTION) and n.name == name)
+    last = function.body[-1]
+    start = min([last.lineno, *(d.lineno for d in getattr(last, "decorator_list", []))]) - 1
+    lines = source.splitlines(keepends=True)
+    return "".join([*lines[:start], " " * last.col_offset + "edited = None\n", *lines[start:]])
 
-    def replace(path: str, old: str, new: str) -> None:
+
+@pytest.fixture
+def edit(finished: Path) -> Callable[..., None]:
+    """Replace a text in one file of the copy, which must be there; or edit a function: ``(path, name)``."""
+
+    def replace(path: str, old: str, new: str | None = None) -> None:
         file = finished / path
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         assert old in text, f"{path} has no {old!r}"
-        file.write_text(text.replace(old, new, 1))
+        changed = with_function_edited(text, old) if new is None else text.replace(old, new, 1)
+        file.write_text(changed, encoding="utf-8")
 
     return replace

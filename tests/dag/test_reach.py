@@ -23,6 +23,7 @@ import pytest
 
 from moecap.provenance import NO_RESULT, PACKAGE, ROOT
 from moecap.reach import Library
+from tests.dag.conftest import FUNCTION, with_function_edited
 
 RULES = sorted(
     {
@@ -33,7 +34,6 @@ RULES = sorted(
     }
 )
 LIBRARY = Library(PACKAGE, NO_RESULT)
-FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def prints(package: Path, cached: bool = True) -> dict[str, tuple[str, ...]]:
@@ -172,7 +172,10 @@ class Walk:
         if not self.generous or not is_ours(name) or name in self._modules:
             return
         self._modules.add(name)
-        self.found |= run_by_import(name)
+        for label in run_by_import(name):
+            self.found.add(label)
+            owner, function = label.split(":")
+            self.value(getattr(importlib.import_module(owner), function, None))
         module = importlib.import_module(name)
         for statement in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body:
             calls = any(isinstance(n, ast.Call) for n in ast.walk(statement))
@@ -318,10 +321,7 @@ def edits() -> Iterator[tuple[str, str, str, str]]:
     for file in PACKAGE.rglob("*.py"):
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         source = file.read_text(encoding="utf-8")
-        lines = source.splitlines(keepends=True)
         for node in ast.parse(source).body if is_ours(module) else ():
             if isinstance(node, FUNCTION) and node.body[-1].lineno > node.lineno:
-                last = node.body[-1]
-                start = min([last.lineno, *(d.lineno for d in getattr(last, "decorator_list", []))]) - 1
-                new = [*lines[:start], " " * last.col_offset + "edited = None\n", *lines[start:]]
-                yield f"{module}:{node.name}", str(file.relative_to(PACKAGE)), source, "".join(new)
+                path = str(file.relative_to(PACKAGE))
+                yield f"{module}:{node.name}", path, source, with_function_edited(source, node.name)

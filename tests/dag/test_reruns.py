@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.dag.conftest import planned_jobs
 
-Edit = Callable[[str, str, str], None]
+Edit = Callable[..., None]
 
 # What follows from new metrics of n deployments, and from a new CAP table.
 TABLES = {"cap": 1, "charts": 1, "report": 1}
@@ -29,11 +29,13 @@ def below_metrics(n: int) -> dict[str, int]:
 @dataclass(frozen=True)
 class Row:
     change: str
-    edits: tuple[tuple[str, str, str], ...]
+    #: (file, old text, new text), or (file, function) to be edited.
+    edits: tuple[tuple[str, ...], ...]
     jobs: Mapping[str, int]
 
 
 DEMO = "config/demo.csv"
+WORDS = ("moecap/metrics/table.py", "moecap/hardware/catalogue.py", "moecap/cluster/site.py", "moecap/engines/base.py")
 ROWS = [
     Row("nothing", (), {}),
     Row(
@@ -79,13 +81,20 @@ ROWS = [
         ),
         {"quantize": 1, "anatomy": 1, "evaluate": 1, **timed(1), **below_metrics(1)},
     ),
-    Row("a script", (("scripts/cost.py", '"""', '"""Edited. '),), {"cost": 3, **TABLES}),
+    Row("a script", (("scripts/cost.py", "with script(", "edited = None\nwith script("),), {"cost": 3, **TABLES}),
+    Row(
+        "comments and docstrings",
+        tuple((path, '"""', '"""Edited. ') for path in ("scripts/cost.py", *WORDS))
+        + tuple((path, "\n\n", "\n# Edited.\n\n") for path in WORDS),
+        {},
+    ),
     Row(
         "an engine's code",
-        (("moecap/engines/vllm/engine.py", '"""', '"""Edited. '),),
+        (("moecap/engines/vllm/engine.py", "make_steps"),),
         {**timed(3), **below_metrics(3)},
     ),
-    Row("a chart's code", (("moecap/charts/standard.py", '"""', '"""Edited. '),), {"charts": 1, "report": 1}),
+    Row("a chart's code", (("moecap/charts/standard.py", "radar"),), {"charts": 1, "report": 1}),
+    Row("the files of charts", (("moecap/charts/standard.py", "write_all"),), {"charts": 1}),
     Row(
         "a template of the report",
         (("moecap/templates/report.html.j2", "<body", "<!-- edited --><body"),),
@@ -93,18 +102,23 @@ ROWS = [
     ),
     Row(
         "a metrics function of the library",
-        (("moecap/metrics/table.py", '"""', '"""Edited. '),),
+        (("moecap/metrics/table.py", "bootstrap_sums"),),
+        below_metrics(3),
+    ),
+    Row(
+        "a metrics function that the check of the replay uses",
+        (("moecap/metrics/table.py", "step_amounts"),),
         {**below_metrics(3), "check_replay": 3},
     ),
-    Row("how a failure is told", (("moecap/jobs/failures.py", '"""', '"""Edited. '),), {}),
+    Row("how a failure is told", (("moecap/jobs/failures.py", "explain"),), {}),
     Row(
         "how bytes are measured",
-        (("moecap/checks/measured_bytes.py", '"""', '"""Edited. '),),
+        (("moecap/checks/measured_bytes.py", "decode_step"),),
         {"measure_bytes": 1, "report": 1},
     ),
     Row(
         "how the replay is held against the decode",
-        (("moecap/checks/replay_check.py", '"""', '"""Edited. '),),
+        (("moecap/checks/replay_check.py", "compare"),),
         {"check_replay": 3, "report": 1},
     ),
     Row(
@@ -119,8 +133,8 @@ ROWS = [
     ),
     Row(
         "a cost function of the library",
-        (("moecap/cost/deployment.py", '"""', '"""Edited. '),),
-        {"cost": 3, "cross_check": 1, **TABLES},
+        (("moecap/cost/deployment.py", "cost_table"),),
+        {"cost": 3, **TABLES},
     ),
     Row(
         "the engine's version",
@@ -164,8 +178,8 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.change)
 def test_a_change_reruns_exactly_what_it_touches(row: Row, finished: Path, edit: Edit) -> None:
-    for file, old, new in row.edits:
-        edit(file, old, new)
+    for what in row.edits:
+        edit(*what)
     assert planned_jobs(cwd=finished) == dict(row.jobs)
 
 

@@ -71,8 +71,8 @@ def test_a_record_from_beginning_to_end(tmp_path, monkeypatch):
     path = tmp_path / "measure" / "d.json"
     failures.begin(path, {"stage": "measure", "deployment": "d", "log": "logs/d.log"})
     assert failures.read_failures(tmp_path) == []  # it is at work
-    assert not failures.told(path)
-    failures.say(path, [{"class": "transient", "message": "the engine died", "error": "X"}])
+    assert not failures.is_explained(path)
+    failures.record_failures(path, [{"class": "transient", "message": "the engine died", "error": "X"}])
     (found,) = failures.read_failures(tmp_path)
     assert found == {
         "deployment": "d",
@@ -83,7 +83,7 @@ def test_a_record_from_beginning_to_end(tmp_path, monkeypatch):
         "run": "run-1",
         "file": "measure/d.json",
     }
-    assert failures.told(path)
+    assert failures.is_explained(path)
     assert failures.summary(tmp_path, "run-1") == ["failed: measure: d: the engine died Log: logs/d.log"]
     assert failures.summary(tmp_path, "run-2") == []
     failures.begin(path, {"stage": "measure", "deployment": "d"})  # transient: it may try again
@@ -95,7 +95,9 @@ def test_several_points_of_one_job(tmp_path):
     path = tmp_path / "measure" / "d.json"
     failures.begin(path, {"stage": "measure", "deployment": "d", "log": "x.log"})
     points = [{"dataset": "a", "batch_size": b, "repeat": 0} for b in (4, 8)]
-    failures.say(path, [{"class": "permanent", "message": f"no room {p}", "error": "E", "point": p} for p in points])
+    failures.record_failures(
+        path, [{"class": "permanent", "message": f"no room {p}", "error": "E", "point": p} for p in points]
+    )
     found = failures.read_failures(tmp_path)
     assert [(f["batch_size"], f["log"], f["stage"], f["permanent"]) for f in found] == [
         (4, "x.log", "measure", True),
@@ -108,7 +110,7 @@ def test_what_failed_for_good_is_not_tried_again_in_the_same_run(tmp_path, monke
     path = tmp_path / "d.json"
     facts = {"stage": "download", "model": "m"}
     failures.begin(path, facts)
-    failures.say(path, [failures.record_of(PermanentError("the model is gated"))])
+    failures.record_failures(path, [failures.record_of(PermanentError("the model is gated"))])
     with pytest.raises(PermanentError, match="the model is gated"):
         failures.begin(path, facts)
     monkeypatch.setenv(failures.RUN, "run-2")  # the user has accepted the licence, and starts again
@@ -193,12 +195,14 @@ def test_a_kill_while_the_kernel_ended_something_for_its_memory_is_said_to_be_th
     monkeypatch.setattr(failures, "oom_kills", lambda: next(counts))
     for name in ("killed", "told", "unknown"):
         failures.begin(tmp_path / f"{name}.json", {"stage": "measure", "deployment": name})
-    failures.say(tmp_path / "told.json", [{"class": "permanent", "message": "no kernel", "error": "PermanentError"}])
+    failures.record_failures(
+        tmp_path / "told.json", [{"class": "permanent", "message": "no kernel", "error": "PermanentError"}]
+    )
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    failures.settle(tmp_path, "now", killed=3)  # nothing was killed meanwhile
-    failures.settle(tmp_path, "another run", killed=4)
+    failures.explain_kills(tmp_path, "now", killed=3)  # nothing was killed meanwhile
+    failures.explain_kills(tmp_path, "another run", killed=4)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
-    failures.settle(tmp_path, "now", killed=4)
+    failures.explain_kills(tmp_path, "now", killed=4)
     found = {record["deployment"]: record["reason"] for record in failures.read_failures(tmp_path)}
     assert found["killed"].startswith("Out of host memory: measure was killed")
     assert found["told"] == "no kernel" and "never ended" in found["unknown"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moecap.provenance import code_fingerprint, modules_of
 
+
 def test_a_module_behind_another_counts(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("from moecap.cost.deployment import energy_kwh\n")

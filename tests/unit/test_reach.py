@@ -132,6 +132,9 @@ def deeper():
 
 def idle():
     return 2
+
+def default(x=deepest()):
+    return idle(x)
 """,
     "watch.py": """
 SEEN = []
@@ -227,7 +230,7 @@ CASES = {
     "a constant in a default": Case(USED, "core.py", "LIMIT = 1", "LIMIT = 3", True),
     "a function that nobody calls": Case(USED, "core.py", "return OTHER", "return -OTHER", False),
     "a constant that nobody reads": Case(USED, "core.py", "OTHER = 2", "OTHER = 3", False),
-    "a class in an annotation only": Case(USED, "core.py", "class Unused:\n    pass", "class Unused:\n    y = 1", False),
+    "a class in an annotation only": Case(USED, "core.py", "Unused:\n    pass", "Unused:\n    y = 1", False),
     "what an import means": Case(USED, "core.py", "import math", "import cmath as math", True),
     "an import that nobody uses": Case(USED, "core.py", "import numpy as np", "import numpy", False),
     "a module that is searched": Case(
@@ -259,7 +262,8 @@ CASES = {
         *("plugins.py", "def deeper():\n    return 1", "def deeper():\n    return 2", True),
     ),
     "beside registered functions": Case(
-        "import pkg.plugins\nfrom pkg.registry import lookup\nlookup('first')()", "plugins.py", "return 2", "return 3", False
+        "import pkg.plugins\nfrom pkg.registry import lookup\nlookup('first')()",
+        *("plugins.py", "return 2", "return 3", False),
     ),
     "what a default calls": Case(
         "import pkg.plugins", "plugins.py", "def deepest():\n    return 1", "def deepest():\n    return 2", True
@@ -304,6 +308,24 @@ def test_an_edit_changes_what_reaches_it(case: Case, package: Path) -> None:
     assert case.old in file.read_text()
     file.write_text(file.read_text().replace(case.old, case.new, 1))
     assert (fingerprint(package, case.script) != before) is case.changes
+
+
+def test_a_file_beside_the_code_counts_where_it_is_named(package: Path) -> None:
+    (package / "data").mkdir()
+    (package / "data" / "names.yaml").write_text("a: 1")
+    (package / "named.py").write_text(
+        "def named():\n    return open('data/names.yaml')\n\ndef not_named():\n    pass\n"
+    )
+    library = Library(package)
+
+    def files(script: str) -> list[str]:
+        path = package.parent / "script.py"
+        path.write_text(script)
+        return [file.name for file in Library(package).data_files(library.script(path)[0])]
+
+    assert files("from pkg.named import named") == []
+    library = Library(package)
+    assert files("from pkg.named import named\nnamed()") == ["names.yaml"]
 
 
 def test_what_was_read_is_kept_by_content(package: Path, tmp_path: Path) -> None:
