@@ -1,9 +1,8 @@
 """From the hub to a folder or a shared cache: described, transferred, verified file by file, continued after a kill.
 
 Why not ``huggingface_hub.snapshot_download``: it compares a file's size and nothing else, so that a file of the right
-length with wrong bytes becomes a checkpoint; it has no blobs of other hashes than those that it names itself; and what
-goes wrong is told as its exceptions. Transfer and headers are that library's (``http_get``, ``xet_get``): its pin has
-an upper bound, and tests/unit/test_hub.py holds all of this against a hub that misbehaves.
+length with wrong bytes becomes a checkpoint (tests/unit/test_hub.py holds that, too); a server error ends it at once.
+The requests themselves are that library's (``http_get``, ``xet_get``), behind a pin with an upper bound.
 """
 
 from __future__ import annotations

@@ -111,6 +111,19 @@ class Hub:
             "siblings": siblings,
         }
 
+    def tree(self, repo: str) -> list[dict[str, Any]]:
+        """A repository's files, as `snapshot_download` asks for them."""
+        return [
+            {
+                "type": "file",
+                "path": entry["rfilename"],
+                "size": entry["size"],
+                "oid": entry["blobId"],
+                **({"lfs": {"oid": entry["lfs"]["sha256"], **entry["lfs"]}} if "lfs" in entry else {}),
+            }
+            for entry in self.describe(repo)["siblings"]
+        ]
+
     def _handler(hub) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -129,9 +142,12 @@ class Hub:
                 hub.requests.append(
                     Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
                 )
+                tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path)
                 api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
                 resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-                if api:
+                if tree:
+                    self.send(200, json.dumps(hub.tree(tree[1])).encode(), {"Content-Type": "application/json"})
+                elif api:
                     self.api(api[1], api[2])
                 elif resolve:
                     self.file(resolve[1], resolve[3], body)

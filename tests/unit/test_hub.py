@@ -541,3 +541,12 @@ def test_a_password_in_the_endpoint_is_in_no_message(server, tmp_path, monkeypat
     assert "hunter22" not in str(refused.value) and "[removed]@127.0.0.1" in str(refused.value)
     manifest, _ = fetch(tmp_path / "m2")
     assert "hunter22" not in json.dumps(manifest)
+
+
+def test_why_the_transfer_is_our_own(server, files, tmp_path):
+    """The hub's library takes wrong bytes of the right length. When this fails, its transfer may take ours' place."""
+    from huggingface_hub import snapshot_download
+
+    server.fault(SHARD, garbage())
+    folder = snapshot_download(REPO, cache_dir=tmp_path / "theirs", endpoint=server.url, token=False)
+    assert (Path(folder) / SHARD).read_bytes() != files[SHARD]
