@@ -47,6 +47,7 @@ if works:
         refuse(error)
 
 from moecap.campaign.targets import check_targets
+from moecap.charts import standard as charts
 from moecap.cluster.start import start
 from moecap.jobs.failures import RUN, explain_kills, summary
 from moecap.jobs.records import keep_records, restore_times
@@ -262,3 +263,13 @@ def replay_requests(wildcards):
         fill(paths.requests, deployment=d)
         for d in graph.deployments_of(wildcards.model, wildcards.precision)
     ]
+
+
+def chart_section(wildcards):
+    """Where Snakemake's own report shows a chart: in the section that our report has it in."""
+    return charts.caption_of(wildcards.name)[0]
+
+
+def chart_captions():
+    """What stands below each chart there, by the name of the chart (of a deployment's: its beginning)."""
+    return charts.captions()

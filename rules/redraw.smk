@@ -10,6 +10,8 @@ rule report:
             directory(report_paths.charts),
             caption="../report/charts.rst",
             category="Charts",
+            subcategory=chart_section,
+            labels={"chart": "{name}"},
             patterns=["{name}.svg"],
         ),
         report=report(
@@ -22,6 +24,7 @@ rule report:
     conda:
         "../envs/core.yaml"
     params:
+        captions=chart_captions(),
         code=code("redraw.py", "moecap/templates"),
     script:
         "../scripts/redraw.py"

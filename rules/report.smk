@@ -33,6 +33,8 @@ rule charts:
             directory(report_paths.charts),
             caption="../report/charts.rst",
             category="Charts",
+            subcategory=chart_section,
+            labels={"chart": "{name}"},
             patterns=["{name}.svg"],
         ),
     log:
@@ -43,6 +45,7 @@ rule charts:
         "../envs/core.yaml"
     params:
         charts=campaign.params.charts(),
+        captions=chart_captions(),
         code=code("charts.py", "moecap/templates"),
     script:
         "../scripts/charts.py"

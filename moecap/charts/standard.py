@@ -157,6 +157,11 @@ def caption_of(name: str) -> tuple[str, str]:
     return ROUTING[stem][:2]
 
 
+def captions() -> dict[str, str]:
+    """The caption of each chart by its name; of a routing chart by the beginning of its name."""
+    return {name: entry[1] for entries in (STANDARD, PAPER, ROUTING) for name, entry in entries.items()}
+
+
 def write_all(
     table: pa.Table,
     folder: str | Path,

@@ -183,7 +183,7 @@
     const spec = copy(m.page.charts[state.by === "accuracy" ? "throughput-against-cost" : "throughput-per-device-and-user"] ||
       m.page.charts["throughput-against-cost"] || m.page.charts["throughput-per-device-and-user"]);
     if (!spec) return;
-    spec.title = { text: y.label + " against " + x.label, limit: 0 };
+    delete spec.title; // the axes are named, and the reader chose them
     const scales = {};
     for (const [axis, figureOfAxis] of [["x", x], ["y", y]]) {
       scales[axis] = {

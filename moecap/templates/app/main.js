@@ -159,7 +159,7 @@
     const columns = boardColumns();
     const [field, dir] = (S.now.sort || S.now.cost + "!asc").split("!");
     const sort = m.columns.has(field) && columns.some((c) => c.name === field) ? [{ column: field, dir: dir === "desc" ? "desc" : "asc" }] : [];
-    board = m.tables.make($("#board"), columns, rows, { before: [PICK], rowFormatter: unfold, label: "leaderboard", sort: sort, height: 520 });
+    board = m.tables.make($("#board"), columns, rows, { before: [PICK], rowFormatter: unfold, label: "leaderboard", sort: sort });
     board.on("dataSorted", (sorters) => {
       const now = sorters.length ? sorters[0].field + "!" + sorters[0].dir : "";
       const next = now === S.now.cost + "!asc" ? "" : now;
