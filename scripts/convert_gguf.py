@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moecap.checkpoints.gguf import make
+from moecap.checkpoints.gguf_variant import make
 from moecap.engines.environments import interpreter
 from moecap.jobs.workflow import script
 

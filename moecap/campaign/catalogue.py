@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from moecap.checkpoints.gguf import GgufRecipe
+from moecap.checkpoints.gguf_variant import GgufRecipe
 from moecap.checkpoints.recipe import Recipe
 from moecap.documents import Document, KeyPath, read_document
 from moecap.engines.catalogue import EngineEntry

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moecap.checkpoints import gguf
+from moecap.checkpoints import gguf_variant
 from moecap.errors import MoecapError
 
 
@@ -43,7 +43,7 @@ def load_causal_lm(checkpoint: str | os.PathLike[str], **options: Any) -> Any:
         if folder.is_dir() and (ggufs := sorted(folder.glob("*.gguf"))):
             with torch.device("meta"):
                 skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-            found = gguf.weights(ggufs[0], skeleton)
+            found = gguf_variant.weights(ggufs[0], skeleton)
             return type(skeleton).from_pretrained(None, config=config, state_dict=found, **options).eval()
         return AutoModelForCausalLM.from_pretrained(str(checkpoint), **options).eval()
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:

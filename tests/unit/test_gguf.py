@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import gguf
@@ -14,6 +15,7 @@ from moecap.checkpoints.gguf_quantize import more_bits, type_of
 from moecap.errors import MoecapError
 from moecap.model.gguf_table import tensor_table
 from moecap.model.headers import read_checkpoint
+from moecap.provenance import PACKAGE
 
 BLOCK = {kind.name: sizes[0] for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
 
@@ -87,3 +89,16 @@ def test_a_file_that_was_cut_off_is_said(tmp_path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(MoecapError, match=r"model\.gguf is no complete GGUF file"):
         list(tensor_table(path))
+
+
+def test_no_neighbour_is_taken_for_a_library_of_another_environment() -> None:
+    """Files that other environments run by path lie beside modules of ours: none may be called as what they import."""
+    for name in ("gguf_convert", "gguf_quantize"):
+        path = PACKAGE / f"checkpoints/{name}.py"
+        imported = {
+            (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        assert not imported & {other.stem for other in path.parent.glob("*.py")}

@@ -72,18 +72,19 @@ def make(
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             plain = folder / FILE if kind in PLAIN else Path(scratch) / "f32.gguf"
             convert = [PACKAGE / "checkpoints/gguf_convert.py", converters[0], base, plain, PLAIN.get(kind, "f32")]
-            _run([sys.executable, *convert])
+            _run([sys.executable, "-P", *convert])
             if kind not in PLAIN:
-                _run([python, PACKAGE / "checkpoints/gguf_quantize.py", plain, folder / FILE, kind])
-        source = {"kind": "converted", "by": "moecap.checkpoints.gguf", "type": kind}
+                _run([python, "-P", PACKAGE / "checkpoints/gguf_quantize.py", plain, folder / FILE, kind])
+        source = {"kind": "converted", "by": "moecap.checkpoints.gguf_variant", "type": kind}
         write_manifest(folder, {**(facts or {}), "source": source})
 
 
 def _run(command: list[Any]) -> None:
+    """Run a file of this package by itself: ``-P``, so that its neighbours here are no modules there."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode:
         words = " | ".join(line.strip() for line in (done.stderr or done.stdout).splitlines()[-6:])
-        raise PermanentError(f"{Path(str(command[1])).name} failed (exit status {done.returncode}): {words}")
+        raise PermanentError(f"{Path(str(command[2])).name} failed (exit status {done.returncode}): {words}")
 
 
 def weights(path: str | Path, model: Any) -> dict[str, Any]:
