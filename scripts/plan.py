@@ -18,6 +18,9 @@ from moecap.plan.target import Workload
 from moecap.plan.words import in_words
 from moecap.provenance import provenance
 
+#: Whose prior predictions rest on, for hardware that is in the catalogue.
+ENGINE = "vllm"
+
 with script(snakemake) as job:  # noqa: F821
     params = job.params.plan
     catalogue = hardware.load(hardware.layers_of(job.input.hardware))
@@ -45,6 +48,8 @@ with script(snakemake) as job:  # noqa: F821
         calibrations,
         machine=next((m for n, m in measured.machines.items() if catalogue.find(n).speeds is None), None),
         profiles=measured.profiles,
+        engine=ENGINE,
+        own=measured.own_runs({n: catalogue.find(n).speeds for n in used}, ENGINE),
     )
     answers = answer(table, **params["limits"])
     write_parquet(table, job.output.plan, {**provenance(), "answers": answers, "cross_check": checks})

@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--no-holdout", action="store_true", help="only the prior that comes with the library")
     parser.add_argument("--catalogue", help="folder of models.yaml and hardware.yaml")
+    parser.add_argument("--page", metavar="FILE", help="write the validation page (Markdown, charts in img beside it)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
 
@@ -43,6 +44,10 @@ def run(args: argparse.Namespace) -> int:
     found["kernels"] = kernel_report([p for p in points if isinstance(p, KernelPoint)], hardware)
     found["offload"] = offload_report([p for p in points if isinstance(p, OffloadPoint)], hardware, args.catalogue)
     found["passed_over"] = passed
+    if args.page:
+        from moecap.plan.page import write_page
+
+        write_page(args.page, found, timed, "moecap backtest PATH --page docs/validation/planner.md")
     print(json.dumps(found, allow_nan=False) if args.json else in_words(found))
     return 0
 

@@ -120,7 +120,7 @@ def kernel_report(points: Sequence[KernelPoint], hardware: Hardware) -> dict[str
         "skew": _skew(small),
         "above_one": [
             {"format": fmt, "shape": shape, "kernel": kernel, "kernels": len(group),
-             "above_one": _share(k.s_mbu > 1 for k in group)}
+             "above_one": _share(k.s_mbu > 1 for k in group), "balanced_above_one": _balanced(group)}
             for (fmt, shape, kernel), group in _grouped(small, lambda k: (k.point.dtype, _shape(k), k.point.kernel))
             if any(k.s_mbu > 1 for k in group)
         ],
@@ -138,6 +138,11 @@ def kernel_report(points: Sequence[KernelPoint], hardware: Hardware) -> dict[str
 def _sweep(kernel: Kernel) -> tuple[Any, ...]:
     p = kernel.point
     return kernel.hardware, p.dtype, _shape(kernel), p.kernel, p.engine_version, p.routing
+
+
+def _balanced(group: Sequence[Kernel]) -> float:
+    """Share beyond 1 of those whose tokens are spread evenly: their distinct experts are known."""
+    return _share([k.s_mbu > 1 for k in group if k.point.routing == "balanced"] or [False])
 
 
 def _share(values: Iterable[bool]) -> float:

@@ -250,3 +250,14 @@ def test_commands(made: list[Case], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["backtest", str(output), "--json", "--no-holdout"]) == 0
     assert json.loads(capsys.readouterr().out)["points"] == 27, "what was imported is read again"
     assert cli.main(["import", str(tmp_path / "none.csv"), "--output", str(output)]) == 1
+
+
+def test_the_page_is_written_from_a_backtest(made: list[Case], catalogue: Hardware, tmp_path: Path) -> None:
+    from moecap.plan.page import write_page
+
+    found = backtest.report(made, [(None, "no reason")], catalogue, holdouts=("gpu",))
+    found |= {"energy": {"points": 0}, "kernels": {"points": 0}, "offload": {"points": 0}}
+    write_page(tmp_path / "planner.md", found, made, "moecap backtest PATH")
+    text = (tmp_path / "planner.md").read_text(encoding="utf-8")
+    assert "| unseen GPU types | 27 |" in text and "goal: at most 1%" in text and "1: no reason" in text
+    assert (tmp_path / "planner-predicted.svg").read_text(encoding="utf-8").startswith("<svg")
