@@ -88,14 +88,15 @@ class AttentionReader:
         """Several attention blocks of a layer as one, if they are alike."""
         if not total.caches:
             return replace(one, cross_kv_elements_per_token=total.cross_kv_elements_per_token)
-        alike = [replace(m, caches=(), query_heads=0, cross_kv_elements_per_token=0) for m in (total, one)]
+        alike = [replace(m, caches=(), query_heads=0, cross_kv_elements_per_token=0, blocks=1) for m in (total, one)]
         if alike[0] != alike[1] or len(total.caches) != len(one.caches):
             raise self.refuse(f"attention blocks of different shapes: {', '.join(self.blocks)}.")
         caches = tuple(
             replace(a, elements=a.elements + b.elements, flops_per_pair=a.flops_per_pair + b.flops_per_pair)
             for a, b in zip(total.caches, one.caches, strict=True)
         )
-        return replace(total, caches=caches, query_heads=total.query_heads + one.query_heads)
+        heads = total.query_heads + one.query_heads
+        return replace(total, caches=caches, query_heads=heads, blocks=total.blocks + one.blocks)
 
     # one block
 

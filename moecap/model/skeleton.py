@@ -46,7 +46,7 @@ class Part:
 class Memory:
     """What a layer keeps between tokens, and the shape of its attention; fields as in :class:`LayerKind`.
 
-    ``recurrent_elements`` are a linear attention's state, which has a dtype of its own; ``conv_elements`` those of
+    ``blocks`` attention blocks are taken together here; their heads are added up. ``recurrent_elements`` are a linear attention's state, which has a dtype of its own; ``conv_elements`` those of
     convolutions, at the model's dtype.
     """
 
@@ -59,6 +59,7 @@ class Memory:
     cross_kv_elements_per_token: int = 0
     recurrent_elements: int = 0
     conv_elements: int = 0
+    blocks: int = 1
 
     @property
     def kv_elements_per_token(self) -> int:

@@ -72,6 +72,10 @@ def check_stated(found: Skeleton, stated: Mapping[str, Any], config: PretrainedC
 # -- facts
 
 
+#: Facts that say nothing of a latent or linear attention; configs state them all the same.
+_OF_PLAIN_ATTENTION = ("head_dim", "kv_heads")
+
+
 def built_facts(found: Skeleton) -> dict[str, set[int]]:
     """What the built model shows for each fact, over its layers; no entry: it shows nothing for it."""
     decoder = [layer for layer in found.layers if layer.stack == "decoder"]
@@ -81,7 +85,7 @@ def built_facts(found: Skeleton) -> dict[str, set[int]]:
         "layers": {len(decoder)},
         "experts": {layer.experts for layer in decoder if layer.experts},
         "top_k": {layer.top_k for layer in decoder if layer.experts},
-        "heads": {layer.memory.query_heads for layer in decoder if layer.memory.query_heads},
+        "heads": {m.query_heads // m.blocks for m in (layer.memory for layer in decoder) if m.query_heads},
         "kv_heads": {m.kv_heads for m in (layer.memory for layer in decoder) if m.kv_heads and m.attention != "latent"},
         "head_dim": {
             n
@@ -131,7 +135,7 @@ def _other_facts(found: Skeleton, own: Mapping[str, Any], text: PretrainedConfig
             if not value or value in every or 2 * value in every or (key in taken and not shown):
                 continue
             shown = shown or every
-        if value in shown or (not shown and (key in taken or not value)):
+        if value in shown or (not shown and (key in taken or not value or fact in _OF_PLAIN_ATTENTION)):
             continue
         if fact == "leading_dense_layers" and key in taken:
             continue
