@@ -26,6 +26,7 @@ examples:
 COMMANDS = {
     "anatomy": "count a model's parameters, bytes, FLOPs and KV per layer and component",
     "cost": "purchase, energy and cost per token of a deployment (equations 5-7)",
+    "list": "what the catalogue holds: models, hardware, engines, datasets, with filters",
     "plan": "predict deployments that need not be owned, and find the cheapest that meets a target",
     "backtest": "hold the planner against public measurements, with holdouts",
     "audit": "whether published figures are possible, and what would explain them if not",

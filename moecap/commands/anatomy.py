@@ -8,6 +8,9 @@ from typing import Any
 
 from moecap.model.structure import COMPONENTS, Anatomy
 
+#: The context, in tokens, for which the text says what is cached and read.
+CONTEXT_SHOWN = 32768
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
@@ -57,6 +60,9 @@ def describe(
     data["weight_bytes"] = view.weight_bytes
     data["kv_bytes_per_token"] = view.kv_bytes_per_token
     data["state_bytes"] = view.state_bytes
+    for at in data["kv_at"]:
+        at["cached_bytes"] = round(view.kv_bytes_cached(at["context_tokens"]))
+        at["read_bytes"] = round(view.kv_bytes_read(at["context_tokens"]))
     data["flops_per_token"] = view.flops_per_token
     for name in COMPONENTS:
         data["components"][name]["bytes"] = view.components[name]
@@ -95,6 +101,16 @@ def as_text(data: dict[str, Any]) -> str:
         f"  weights {_size(data['weight_bytes'])}{device}, KV {_size(data['kv_bytes_per_token'])} per token{device} "
         f"({data['kv_elements_per_token']:,} elements in all)",
     ]
+    at = next(at for at in data["kv_at"] if at["context_tokens"] == CONTEXT_SHOWN)
+    lines.append(
+        f"  at {CONTEXT_SHOWN:,} tokens of context: {_size(at['cached_bytes'])} cached per sequence, "
+        f"{_size(at['read_bytes'])} read per token{device}"
+    )
+    if data["mtp_layers"]:
+        lines.append(
+            f"  {data['mtp_layers']} layer(s) of multi-token prediction apart: about {_count(data['mtp_params'])} "
+            f"parameters, {_size(data['mtp_bytes'])}"
+        )
     if data["state_bytes"]:
         lines.append(f"  constant state {_size(data['state_bytes'])} per sequence{device}")
     lines += ["", f"  {'component':<16}{'parameters':>18}{'bytes' + device:>24}"]

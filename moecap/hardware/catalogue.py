@@ -128,7 +128,7 @@ class Range:
 class Gpu(Sourced):
     """One accelerator, as a card, a module, or one of a rack's."""
 
-    vendor: Literal["nvidia", "amd", "intel"]
+    vendor: Literal["nvidia", "amd", "intel", "apple"]
     names: tuple[Text, ...] = Field(min_length=1, description="what NVML or ROCm calls it")
     memory_bytes: int = Field(gt=0)
     memory_bytes_per_s: Positive

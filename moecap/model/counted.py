@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError
+from moecap.model.counts import kept_skeleton
 from moecap.model.quantization import recipe_from_quantization_config
 from moecap.model.recipes import Recipe, dtype_precision, resolve_precision
-from moecap.model.resolve import resolve
+from moecap.model.resolve import Found, resolve
 from moecap.model.shapes import from_shapes
 from moecap.model.skeleton import Layer, Skeleton
 from moecap.model.structure import COMPONENTS, LAYER_COMPONENTS, Anatomy, Component, LayerKind
@@ -51,7 +53,7 @@ def anatomy(
     """
     found = resolve(model, catalogue=catalogue)
     label = name or found.name
-    structure = from_shapes(found.shapes) if found.shapes is not None else _skeleton_of(json.dumps(found.config))
+    structure = structure_of(found)
     if kv_dtype_bytes is not None and not kv_dtype_bytes > 0:
         raise MoecapError(
             f"kv_dtype_bytes is {kv_dtype_bytes}; a KV element takes more than 0 bytes (bf16: 2, fp8: 1)."
@@ -107,14 +109,37 @@ def _recipe(
         return Recipe(name), (doubt,)
 
 
+def structure_of(found: Found) -> Skeleton:
+    """The structure of a model that was found: from stated shapes, from what is kept of its config, or built."""
+    if found.shapes is not None:
+        return from_shapes(found.shapes)
+    assert found.config is not None
+    kept = kept_skeleton(found.config) if found.checkpoint is None else None
+    return kept if kept is not None else _skeleton_of(json.dumps(found.config))
+
+
 @lru_cache(maxsize=16)
 def _skeleton_of(config: str) -> Skeleton:
-    """The structure of a config's JSON text; the library that builds models is imported only here."""
+    """:func:`built_skeleton` of a config's JSON text."""
+    return built_skeleton(json.loads(config))
+
+
+def built_skeleton(data: Mapping[str, Any]) -> Skeleton:
+    """The structure of a config, by its family's shapes or by building it: the only import of the library that builds.
+
+    Raises:
+        MoecapError: as :func:`anatomy`; torch and transformers are not installed.
+    """
     from moecap.model.families import family_of, from_family
 
-    data = json.loads(config)
     if (family := family_of(data)) is not None:
         return from_family(family, data)
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        raise MoecapError(
+            f"The catalogue does not keep this model's structure; to build it from its config, {' and '.join(missing)} "
+            "must be installed: `pip install 'moecap[anatomy]'`."
+        )
     from moecap.model.reader import skeleton
 
     return skeleton(data)

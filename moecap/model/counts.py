@@ -1,7 +1,8 @@
 """Structures that were read once and are kept, so that a model of the catalogue is counted without building it.
 
-One JSON file per config in ``config/catalogue/counts/``, named by the hash of the config: another config has no file and
-is built. Layers that are alike are kept once. ``python scripts/model_counts.py`` writes them; a test builds some anew.
+One JSON file per config in ``config/catalogue/counts/``, named by the hash of the config: another config has no file,
+so it is built. Layers that are alike are kept once. ``python scripts/model_counts.py`` writes them; a test builds some
+anew.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from moecap.model.layouts import Matrix
 from moecap.model.skeleton import Layer, Memory, Part, Skeleton
-from moecap.model.stored import Matrix
 from moecap.model.structure import Cache
 from moecap.paths import catalogue_layers
 

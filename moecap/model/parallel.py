@@ -9,7 +9,7 @@ parallelism (DP) repeats the rest; replicas that share nothing are systems of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -75,6 +75,19 @@ class PerDevice:
     @property
     def state_bytes(self) -> int:
         return max(stage.state_bytes for stage in self.stages)
+
+    def _over_layers(self, figure: Callable[[LayerKind], float]) -> float:
+        """A figure of one layer, summed over those of the stage in which it is largest."""
+        each = [figure(self.kinds[index]) for index in self.anatomy.layer_kind]
+        return max(sum(each[slice(*stage.layers)]) for stage in self.stages)
+
+    def kv_bytes_cached(self, context: float) -> float:
+        """Bytes of KV that a device holds of a sequence of ``context`` tokens."""
+        return self._over_layers(lambda kind: kind.kv_bytes_cached(context))
+
+    def kv_bytes_read(self, context: float) -> float:
+        """Bytes of KV that a device reads to decode one token of a sequence of ``context`` tokens."""
+        return self._over_layers(lambda kind: kind.kv_bytes_read(context))
 
     @property
     def flops_per_token(self) -> float:

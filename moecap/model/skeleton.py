@@ -46,8 +46,8 @@ class Part:
 class Memory:
     """What a layer keeps between tokens, and the shape of its attention; fields as in :class:`LayerKind`.
 
-    ``blocks`` attention blocks are taken together here; their heads are added up. ``recurrent_elements`` are a linear attention's state, which has a dtype of its own; ``conv_elements`` those of
-    convolutions, at the model's dtype.
+    ``blocks`` attention blocks are taken together here; their heads are added up. ``recurrent_elements`` are a linear
+    attention's state, which has a dtype of its own; ``conv_elements`` those of convolutions, at the model's dtype.
     """
 
     attention: str = "none"

@@ -64,8 +64,11 @@ def check_stated(found: Skeleton, stated: Mapping[str, Any], config: PretrainedC
             f"{where}: the model that transformers builds is not the one that the file states. "
             + " ".join([*wrong, *(_unread_sentence(key, own[key], text, known) for key in shaping)])
         )
-    rest = sorted(set(unread) - set(shaping))
-    notes = (f"Keys of the config that nothing reads: {', '.join(rest)}.",) if rest else ()
+    notes = []
+    if rest := sorted(set(unread) - set(shaping)):
+        notes.append(f"Keys of the config that nothing reads: {', '.join(rest)}.")
+    if idle := _idle_facts(found, own):
+        notes.append(f"Stated, but nothing of the built model has it: {', '.join(idle)}.")
     return replace(found, notes=(*found.notes, *notes))
 
 
@@ -115,23 +118,29 @@ def _widths(found: Skeleton, component: str) -> set[int]:
     return (set(shapes) - {found.hidden_size, 1}) or set(shapes)
 
 
+def _stated_facts(own: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """Key, fact and value of what a file states as a whole number."""
+    for key, value in own.items():
+        fact = config_keys().fact(key)
+        if fact is not None and isinstance(value, int) and not isinstance(value, bool):
+            yield key, fact, value
+
+
+def _every_width(built: Mapping[str, set[int]]) -> set[int]:
+    return {width for fact, widths in built.items() if fact.endswith("_width") for width in widths}
+
+
 def _other_facts(found: Skeleton, own: Mapping[str, Any], text: PretrainedConfig) -> Iterator[str]:
     """A sentence for every fact of which the built model shows another value than the file states."""
     built = built_facts(found)
-    taken = declared(type(text))
-    for key, value in own.items():
-        fact = config_keys().fact(key)
-        if fact is None or not isinstance(value, int) or isinstance(value, bool):
-            continue
+    taken, every = declared(type(text)), _every_width(built)
+    for key, fact, value in _stated_facts(own):
         shown = built.get(fact, set())
         if fact == "shared_experts":
-            if bool(value) != ("shared_width" in built):
-                has = "" if "shared_width" in built else "no "
-                yield f"{key} is {value}, but the built model has {has}shared experts."
+            yield from _other_shared_experts(key, value, own, built)
             continue
         if fact.endswith("_width"):
             # One word stands for different widths in different families; a fused projection holds two of them.
-            every = set.union(set(), *(built.get(f, set()) for f in ("expert_width", "shared_width", "dense_width")))
             if not value or value in every or 2 * value in every or (key in taken and not shown):
                 continue
             shown = shown or every
@@ -140,6 +149,28 @@ def _other_facts(found: Skeleton, own: Mapping[str, Any], text: PretrainedConfig
         if fact == "leading_dense_layers" and key in taken:
             continue
         yield f"{key} is {value}, but the built model has {' and '.join(map(str, sorted(shown))) or 'none'}."
+
+
+def _other_shared_experts(key: str, value: int, own: Mapping[str, Any], built: Mapping[str, set[int]]) -> Iterator[str]:
+    """Shared experts are built as one block: as wide as all of them together, unless the file states a width."""
+    wide = built.get("shared_width", set())
+    if bool(value) != bool(wide):
+        yield f"{key} is {value}, but the built model has {'' if wide else 'no '}shared experts."
+    elif value and not any(own.get(word) for word in config_keys().facts["shared_width"]):
+        together = {value * width for width in built.get("expert_width", ())}
+        if together and not together & {n for width in wide for n in (width, width // 2)}:
+            yield f"{key} is {value}, but the built model's shared experts are {sorted(wide)} wide together."
+
+
+def _idle_facts(found: Skeleton, own: Mapping[str, Any]) -> list[str]:
+    """Facts that are stated, but the built model shows nothing of their kind: a dense width without a dense layer."""
+    built = built_facts(found)
+    every = _every_width(built)
+    return [
+        f"{key} ({value})"
+        for key, fact, value in _stated_facts(own)
+        if value and fact != "shared_experts" and fact not in built and not (fact.endswith("_width") and value in every)
+    ]
 
 
 def built_flags(found: Skeleton) -> dict[str, bool]:
@@ -175,12 +206,17 @@ def _other_patterns(found: Skeleton, own: Mapping[str, Any], text: PretrainedCon
     built = {
         "moe": [layer.experts > 0 for layer in decoder],
         "sliding": [layer.memory.attention == "sliding" for layer in decoder],
+        "full": [layer.memory.attention == "full" for layer in decoder],
     }
     for key, value in own.items():
         pattern = config_keys().pattern(key)
-        if pattern is None or not isinstance(value, list) or key in declared(type(text)):
+        if pattern is None or not value or isinstance(value, bool) or key in declared(type(text)):
             continue
-        stated = [bool(v) for v in value]
+        if not isinstance(value, list) and key in config_keys().as_built:
+            continue
+        # A list has one truth per layer, a number says every which layer it is.
+        each = value if isinstance(value, list) else [(i + 1) % value == 0 for i in range(len(decoder))]
+        stated = [bool(v) for v in each]
         if stated[: len(decoder)] != built[pattern]:
             yield (
                 f"{key} says that {sum(stated)} of {len(stated)} layers are {pattern}, but in the built model "
@@ -196,7 +232,7 @@ def _is_unread(key: str, own: Mapping[str, Any], text: PretrainedConfig) -> bool
     keys, value = config_keys(), own[key]
     if key in declared(type(text)) or keys.fact(key) or keys.is_harmless(key) or _is_absence(value):
         return False
-    if keys.flag(key) or (keys.pattern(key) and isinstance(value, list)):
+    if keys.flag(key) or (keys.pattern(key) and (isinstance(value, list) or key not in keys.as_built)):
         return False  # held against the built model
     if keys.said_again.get(key) in own:
         return False

@@ -177,6 +177,12 @@ class LayerKind:
 
         return self.kv_dtype_bytes * sum(c.elements * float(entries_read(c, context - 1, 1)) for c in self.caches)
 
+    def kv_bytes_cached(self, context: float) -> float:
+        """Bytes of KV that a sequence of ``context`` tokens holds in one layer."""
+        from moecap.model.reads import entries_cached
+
+        return self.kv_dtype_bytes * sum(c.elements * float(entries_cached(c, context)) for c in self.caches)
+
     def score_flops(self, first: float, tokens: float) -> float:
         """FLOP of the attention scores of computing positions ``first`` to ``first + tokens - 1``."""
         from moecap.model.reads import pairs
@@ -353,12 +359,7 @@ class Anatomy:
 
     def kv_bytes_cached(self, context: float) -> float:
         """Bytes of KV that a sequence of ``context`` tokens holds, constant state not included."""
-        from moecap.model.reads import entries_cached
-
-        return sum(
-            size * float(entries_cached(cache, context))
-            for (_, cache), size in zip(self.caches, self.cache_bytes, strict=True)
-        )
+        return sum(kind.count * kind.kv_bytes_cached(context) for kind in self.kinds)
 
     def kv_bytes_read(self, context: float) -> float:
         """Bytes of KV that decoding one token reads with ``context`` tokens in the cache, its own included."""

@@ -88,6 +88,8 @@ OTHER_DEVICES = [
     "RTX-6000-Ada-48GB",
     "RTX-PRO-6000-Blackwell-WS-96GB",
 ]
+#: Nobody publishes the rates of their matrix products (or, of what does not ship yet, only fp4's).
+NO_PUBLISHED_RATES = {"Rubin-288GB", "Apple-M3-Ultra-512GB", "Apple-M4-Max-128GB", "Apple-M5-Max-128GB"}
 
 
 def test_status_of_every_device(catalogue: Hardware) -> None:
@@ -104,7 +106,7 @@ def test_all_devices_are_there_with_every_dtype(catalogue: Hardware) -> None:
     assert set(catalogue.gpus) >= {*SOURCED_DEVICES, *OTHER_DEVICES} and len(catalogue.gpus) >= 26
     for name, gpu in catalogue.gpus.items():
         assert set(gpu.peak_flops) == set(DTYPES), name
-        assert gpu.peak_flops["bf16"], name
+        assert gpu.peak_flops["bf16"] or name in NO_PUBLISHED_RATES, name
         assert not any(gpu.peak_flops[d] for d in gpu.lacks), name
 
 
@@ -168,7 +170,7 @@ def test_names_of_devices_are_unambiguous(catalogue: Hardware) -> None:
 def test_near_misses_are_explained(catalogue: Hardware) -> None:
     with pytest.raises(MoecapError, match=r"NVIDIA A100-SXM4-80GB.*`names`|`names`.*A100-SXM4-80GB"):
         catalogue.match_gpu("NVIDIA A100-SXM4-96GB")
-    with pytest.raises(MoecapError, match=r"80\.0"):
+    with pytest.raises(MoecapError, match=r"85\.9"):
         catalogue.match_gpu("NVIDIA A100-SXM4-80GB", 40 * 2**30)
     with pytest.raises(MoecapError, match="Did you mean 'H100-SXM5-80GB'"):
         catalogue.find("H100-SXM-80GB")
