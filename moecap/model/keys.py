@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from moecap.documents import read_yaml
 from moecap.paths import PACKAGED_CATALOGUE
-from moecap.schema import read_yaml
 
 
 class ConfigKeys(BaseModel):
