@@ -123,6 +123,9 @@ def test_an_engine_is_one_file_and_one_entry(
         "    def run(self, requests, window=None): return RunResult([], [], 0.0, 0.0)\n"
         "    def close(self): pass\n"
     )
+    home = Path(base.__file__).parent  # beside those that are there already
+    for there in [*home.glob("*_engine.py"), *(file.parent for file in home.glob("*/engine.py"))]:
+        (site / there.name).symlink_to(there)
     monkeypatch.setattr(base, "__file__", str(site / "base.py"))
     monkeypatch.setattr("moecap.engines.__path__", [str(site), *sys.modules["moecap.engines"].__path__])
     assert campaign(engine="my-engine").graph.engine_file("d") == "moecap/engines/mine_engine.py"
