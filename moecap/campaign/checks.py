@@ -191,7 +191,7 @@ def _check_references(campaign: Campaign, found: Collector) -> None:
     ids = campaign.known_ids()
     if ids is None:
         return
-    named = [(("cap", "reference"), config.cap.reference)]
+    named: list[tuple[tuple[str, ...], str | None]] = [(("cap", "reference"), config.cap.reference)]
     named += [(("cap", "references", model), name) for model, name in config.cap.references.items()]
     named += [(("cost", "deployments", name), name) for name in config.cost.deployments]
     named += [(("plan", "calibrate_on"), config.plan.calibrate_on)]
@@ -346,16 +346,15 @@ def _check_model(campaign: Campaign, row: Deployment, place: Place, found: Colle
     if ready is None and not any((model.source.hub, model.source.path, model.source.train)):
         text = (
             f"`model` is {row.model!r}, which has no `source` in {catalogue.file('models')}: a hub id (`hub`) or a "
-            "folder "
-            "(`path`) to take its checkpoint from."
+            "folder (`path`) to take its checkpoint from."
         )
         found.add(place, text, "model")
     if source.path is not None:
         path = ("checkpoints", row.precision, "path") if ready else ("source", "path")
-        text = _no_checkpoint(source.path)
-        if text is not None:
+        problem = _no_checkpoint(source.path)
+        if problem is not None:
             key = ".".join(path)
-            found.add(catalogue.place("models", row.model, *path), f"`{key}` is {source.path!r}, {text}", key)
+            found.add(catalogue.place("models", row.model, *path), f"`{key}` is {source.path!r}, {problem}", key)
     if model.source.hub and not model.source.revision:
         campaign.warn(
             f"model {row.model} is not pinned to a revision ({catalogue.file('models')}); the commit that it "
