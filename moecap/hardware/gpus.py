@@ -278,8 +278,8 @@ def detect(environment: Mapping[str, str] | None = None) -> tuple[str | None, li
     return driver, found or amd(environment)
 
 
-# A driver reports 0.5 % less (ECC) to 7.5 % more (binary gigabytes) than a card is sold with; half a card is not near.
-SOLD_WITH = (0.93, 1.1)
+# A driver reports up to 7 % less (ECC takes its part) or more (binary gigabytes) than is stated; half a card is not near.
+SOLD_WITH = (0.9, 1.1)
 
 
 def differences(
