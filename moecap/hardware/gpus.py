@@ -278,7 +278,7 @@ def detect(environment: Mapping[str, str] | None = None) -> tuple[str | None, li
     return driver, found or amd(environment)
 
 
-# A driver reports up to 7 % less (ECC takes its part) or more (binary gigabytes) than is stated; half a card is not near.
+# A driver reports up to 7 % less (ECC) or more (binary gigabytes) than is stated; half a card is not near.
 SOLD_WITH = (0.9, 1.1)
 
 
