@@ -221,7 +221,7 @@ class _Wildcards(dict):
 
 
 def test_records_hold_none(tmp_path: Path) -> None:
-    failures.say(tmp_path / "x.json", [{"class": "transient", "message": TEXT, "point": {"note": [TEXT]}}])
+    failures.record_failures(tmp_path / "x.json", [{"class": "transient", "message": TEXT, "point": {"note": [TEXT]}}])
     text = (tmp_path / "x.json").read_text()
     assert SECRET not in text and PLAIN not in text and json.loads(text)["class"] == "transient"
 
