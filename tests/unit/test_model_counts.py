@@ -37,7 +37,8 @@ def test_what_is_kept_is_what_is_built(name: str) -> None:
     kept = json.loads((COUNTS / f"{key_of(config)}.json").read_text(encoding="utf-8"))
     assert json.loads(json.dumps(to_plain(built, kept["model"]))) == kept
     again = from_plain(kept, config)
-    assert (again.parts, again.layers, again.quantization) == (built.parts, built.layers, built.quantization)
+    assert (again.layers, again.quantization) == (built.layers, built.quantization)
+    assert sorted(again.parts, key=lambda part: part.name) == sorted(built.parts, key=lambda part: part.name)
 
 
 def test_another_config_is_not_answered_from_what_is_kept() -> None:
