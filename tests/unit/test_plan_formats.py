@@ -230,7 +230,7 @@ def test_unknown_files_and_rows_that_are_one_run(tmp_path: Path) -> None:
         ("rtx_pro_6000_server", "RTX-PRO-6000-Blackwell-Server-96GB"),
         ("gb200", "GB200-NVL72-per-GPU"),
         ("mi355x-amd", "MI355X-288GB"),
-        ("h20", None),
+        ("no-such-gpu", None),
         ("", None),
     ],
 )
