@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 
 from moecap.jobs import records
-from tests.dag.conftest import copy_workflow, on_any_cpu, planned_jobs
+from tests.dag.conftest import planned_jobs
 
 TABLES = {"cap": 1, "charts": 1, "report": 1}
 
 
-def clone(target: Path) -> Path:
+def clone(finished: Path, target: Path) -> Path:
     """The repository anew, every file of it younger than any result; nothing that Snakemake noted."""
-    copy_workflow(target)
-    on_any_cpu(target)
+    shutil.copytree(finished, target, ignore=lambda folder, names: {"results", ".snakemake", ".cache"} & {*names})
     for file in target.rglob("*"):
         if file.is_file():
             file.touch()
@@ -27,12 +26,12 @@ def clone(target: Path) -> Path:
 
 
 def copied(finished: Path, target: Path, how: str) -> Path:
-    subprocess.run(["cp", how, finished / "results", clone(target) / "results"], check=True)
+    subprocess.run(["cp", how, finished / "results", clone(finished, target) / "results"], check=True)
     return target
 
 
 def moved(finished: Path, target: Path) -> Path:
-    shutil.move(finished / "results", clone(target) / "results")
+    shutil.move(finished / "results", clone(finished, target) / "results")
     return target
 
 
