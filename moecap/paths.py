@@ -70,6 +70,9 @@ _PATTERNS = {
 PACKAGED_CATALOGUE = Path(__file__).parent / "catalogue"
 #: Where a project of its own keeps one.
 PROJECT_CATALOGUE = Path("config/catalogue")
+#: The same of the workflow's own lm-eval tasks, a YAML file each.
+PACKAGED_TASKS = Path(__file__).parent / "tasks"
+PROJECT_TASKS = Path("config/tasks")
 
 
 def catalogue_layers(folder: str | Path = PROJECT_CATALOGUE) -> list[Path]:
@@ -77,10 +80,18 @@ def catalogue_layers(folder: str | Path = PROJECT_CATALOGUE) -> list[Path]:
 
     A folder that does not exist is no layer; one that is the packaged catalogue itself counts once.
     """
-    own = Path(folder)
+    return _layers(PACKAGED_CATALOGUE, Path(folder))
+
+
+def task_layers(folder: str | Path = PROJECT_TASKS) -> list[Path]:
+    """Folders of lm-eval tasks, layered as the catalogue is: the datasets of the packaged one name packaged tasks."""
+    return _layers(PACKAGED_TASKS, Path(folder))
+
+
+def _layers(packaged: Path, own: Path) -> list[Path]:
     if not own.is_dir():
-        return [PACKAGED_CATALOGUE]
-    return [own] if own.samefile(PACKAGED_CATALOGUE) else [PACKAGED_CATALOGUE, own]
+        return [packaged]
+    return [own] if own.samefile(packaged) else [packaged, own]
 
 
 def fill(pattern: str, **wildcards: object) -> str:

@@ -1,8 +1,8 @@
 """Accuracy by lm-eval: the task, the engine and the answers are lm-eval's; this module loads, checks and counts.
 
 A task is data. A dataset's catalogue entry names an lm-eval task: either one of lm-eval's own (``gsm8k``, the ``mmlu``
-group) or a YAML file in ``config/tasks``. Local files can take the place of a task's download (``data_files``), so
-that a task's own prompts, answer extraction and metric run without a network.
+group) or a YAML file in ``config/tasks``, over those that the package brings. Local files can take the place of a
+task's download (``data_files``), so that a task's own prompts, answer extraction and metric run without a network.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 
 from moecap.accuracy.context import context_tokens
-from moecap.accuracy.tasks import BUILDERS, TASK_DIR, check_scoring, check_task, known_tasks, lm_eval_tasks
+from moecap.accuracy.tasks import BUILDERS, Folder, check_scoring, check_task, known_tasks, lm_eval_tasks, own_file
 from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, nearest
+from moecap.paths import PROJECT_TASKS, task_layers
 from moecap.provenance import library_versions
 
 log = logging.getLogger(__name__)
@@ -64,33 +65,33 @@ SAMPLES_SCHEMA = pa.schema(
 
 
 @cache
-def _task_manager(task_dir: str, defaults: bool) -> Any:
+def _task_manager(folders: tuple[str, ...], defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=task_dir, include_defaults=defaults)
+    return TaskManager(include_path=list(folders), include_defaults=defaults)
 
 
-def _task_managers(name: str, task_dir: str) -> Iterator[Any]:
+def _task_managers(name: str, task_dir: Folder) -> Iterator[Any]:
     """First one that knows the folder of task ``name`` alone, which is quick; then one that knows all of lm-eval's."""
-    if (Path(task_dir) / f"{name}.yaml").is_file():
-        yield _task_manager(task_dir, False)
+    if (own := own_file(name, task_dir)) is not None:
+        yield _task_manager((str(own.parent.resolve()),), False)
         return
     root, path = lm_eval_tasks(), known_tasks(task_dir).get(name)
     if root is not None and path is not None and path.is_relative_to(root):
-        yield _task_manager(str(root / path.relative_to(root).parts[0]), False)
-    yield _task_manager(task_dir, True)
+        yield _task_manager((str(root / path.relative_to(root).parts[0]),), False)
+    yield _task_manager(tuple(str(folder.resolve()) for folder in task_layers(os.fspath(task_dir))), True)
 
 
 def load_task(
     name: str,
-    task_dir: str | os.PathLike[str] = TASK_DIR,
+    task_dir: Folder = PROJECT_TASKS,
     data_files: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
     """lm-eval's task dictionary (``tasks``, ``groups``, ``group_map``) of the task or group ``name``.
 
     Args:
-        name: a task of ``task_dir``, which comes first, or of lm-eval.
+        name: a task of ``task_dir``, which comes first, of the package, or of lm-eval.
         task_dir: folder of task YAML files.
         data_files: local JSONL, CSV or Parquet file per split, in place of the task's own download.
         limit: only to say in the log how much is to be done.
@@ -100,7 +101,7 @@ def load_task(
     """
     check_task(name, task_dir)
     failure: Exception | None = None
-    for manager in _task_managers(name, os.fspath(task_dir)):
+    for manager in _task_managers(name, task_dir):
         if name not in manager.task_index:
             continue
         spec = _with_local_data(name, manager.task_index[name], data_files) if data_files else name
@@ -317,7 +318,7 @@ def evaluate(
     dataset: Mapping[str, Any],
     engine: Mapping[str, Any] = VLLM_CPU,
     *,
-    task_dir: str | os.PathLike[str] = TASK_DIR,
+    task_dir: Folder = PROJECT_TASKS,
     data_files: Mapping[str, str] | None = None,
     limit: int | None = None,
     tensor_parallel: int = 1,

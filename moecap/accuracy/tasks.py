@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from moecap.errors import MoecapError, nearest
+from moecap.paths import PROJECT_TASKS, task_layers
 
 log = logging.getLogger(__name__)
 
-TASK_DIR = "config/tasks"
+Folder = str | os.PathLike[str]
 
 _NAME = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.\-]+)["']? *(?:#.*)?$""", re.MULTILINE)
 _TAGS = re.compile(r"""^["']?tag["']?:((?: *[^\n]*)(?:\n *- *[^\n]+)*)""", re.MULTILINE)
@@ -30,15 +31,25 @@ _SOUND = re.compile(r"[\w.\-]{1,200}")
 _WORD = re.compile(r"[\w.\-]*\w[\w.\-]*")
 
 
-@cache
-def known_tasks(task_dir: str = TASK_DIR) -> dict[str, Path]:
-    """Tasks, groups and tags of ``task_dir`` and of lm-eval, each with the YAML file that names it first.
+def own_file(name: str, task_dir: Folder = PROJECT_TASKS) -> Path | None:
+    """The file of a task that is not lm-eval's: of ``task_dir``, else of those that come with the package."""
+    files = [folder / f"{name}.yaml" for folder in reversed(task_layers(os.fspath(task_dir)))]
+    return next((file for file in files if file.is_file()), None)
+
+
+def known_tasks(task_dir: Folder = PROJECT_TASKS) -> dict[str, Path]:
+    """Tasks, groups and tags of ``task_dir``, the package and lm-eval, each with the YAML file that names it first.
 
     They are read off the files: lm-eval is not imported (which takes seconds) and its index is not built (which takes
-    ten). Where lm-eval is not installed, the names of ``task_dir`` are all that is known.
+    ten). Where lm-eval is not installed, the names of the other two are all that is known.
     """
+    return _known_tasks(tuple(folder.resolve() for folder in reversed(task_layers(os.fspath(task_dir)))))
+
+
+@cache
+def _known_tasks(folders: tuple[Path, ...]) -> dict[str, Path]:
     names: dict[str, Path] = {}
-    for folder in filter(None, (Path(task_dir), lm_eval_tasks())):
+    for folder in filter(None, (*folders, lm_eval_tasks())):
         for name, path in _named_below(folder):
             names.setdefault(name, path)
     return names
@@ -69,7 +80,7 @@ def lm_eval_tasks() -> Path | None:
     return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
-def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR, where: str = "`task` of a dataset") -> None:
+def check_task(name: str, task_dir: Folder = PROJECT_TASKS, where: str = "`task` of a dataset") -> None:
     """Fail if there is no task, group or tag ``name``; takes about a second, and no model is loaded.
 
     Args:
@@ -79,9 +90,9 @@ def check_task(name: str, task_dir: str | os.PathLike[str] = TASK_DIR, where: st
         MoecapError: no such task, with the nearest names.
     """
     sound = _SOUND.fullmatch(name) is not None
-    if sound and ((Path(task_dir) / f"{name}.yaml").is_file() or _in_a_folder_of_its_name(name)):
+    if sound and (own_file(name, task_dir) is not None or _in_a_folder_of_its_name(name)):
         return
-    known = known_tasks(os.fspath(task_dir))
+    known = known_tasks(task_dir)
     if name in known:
         return
     if lm_eval_tasks() is None:
@@ -123,7 +134,7 @@ class TaskFacts:
     path: Path | None = None
 
 
-def task_facts(name: str, task_dir: str | os.PathLike[str] = TASK_DIR, near: Path | None = None) -> TaskFacts | None:
+def task_facts(name: str, task_dir: Folder = PROJECT_TASKS, near: Path | None = None) -> TaskFacts | None:
     """What the file of a task, group or tag says; None where there is none, or it cannot be read without lm-eval.
 
     Args:
@@ -192,18 +203,17 @@ def _load(path: Path) -> dict[str, Any]:
     return _yaml_loader().load_yaml(path, resolve_func=False)
 
 
-def _file_of(name: str, task_dir: str | os.PathLike[str], near: Path | None = None) -> Path | None:
+def _file_of(name: str, task_dir: Folder, near: Path | None = None) -> Path | None:
     if not _SOUND.fullmatch(name):
         return None
-    own = Path(task_dir) / f"{name}.yaml"
-    if own.is_file():
+    if (own := own_file(name, task_dir)) is not None:
         return own
     root = lm_eval_tasks()
     for folder in (near, root / name if root is not None else None):
         found = [path for other, path in (_named_below(folder) if folder else ()) if other == name]
         if found:
             return next((path for path in found if _defines(path, name)), found[0])
-    return known_tasks(os.fspath(task_dir)).get(name)
+    return known_tasks(task_dir).get(name)
 
 
 def _defines(path: Path, name: str) -> bool:
@@ -215,7 +225,7 @@ def check_scoring(
     task: str,
     metric: str,
     kind: str | None = None,
-    task_dir: str | os.PathLike[str] = TASK_DIR,
+    task_dir: Folder = PROJECT_TASKS,
     where: str = "",
 ) -> list[tuple[str, str]]:
     """What of a dataset's entry does not fit its task: (key, sentence) each.
@@ -279,7 +289,7 @@ def _short(aggregation: str) -> str:
     return Path(aggregation).name if "/" in aggregation else aggregation
 
 
-def _first_leaf(group: TaskFacts, task_dir: str | os.PathLike[str]) -> TaskFacts | None:
+def _first_leaf(group: TaskFacts, task_dir: Folder) -> TaskFacts | None:
     """A task of a group: its tasks are of one kind, or the group could not put their scores together."""
     near = group.path.parent if group.path else None
     for _ in range(4):
@@ -296,7 +306,10 @@ BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 
 
 def check_data_files(
-    task: str, files: Mapping[str, str], num_fewshot: int | None = None, task_dir: str | os.PathLike[str] = TASK_DIR
+    task: str,
+    files: Mapping[str, str],
+    num_fewshot: int | None = None,
+    task_dir: Folder = PROJECT_TASKS,
 ) -> list[tuple[str, str]]:
     """What is wrong with local files that stand in for a task's data: (split, sentence) each."""
     wrong: list[tuple[str, str]] = []

@@ -17,6 +17,7 @@ from typing import Any
 
 from moecap.engines.base import Request
 from moecap.errors import MoecapError, PermanentError
+from moecap.paths import PROJECT_TASKS
 
 DEFAULT_OUTPUT_TOKENS = 48
 
@@ -163,21 +164,21 @@ def task_prompts(
     num_fewshot: int | None = None,
     seed: int = 1,
     chat_template: Callable[..., str] | None = None,
-    task_dir: str | Path | None = None,
+    task_dir: str | Path = PROJECT_TASKS,
 ) -> TaskPrompts:
     """The prompts of an lm-eval task or group, as accuracy is evaluated on them.
 
     Args:
-        task: a task of ``task_dir`` (default: config/tasks) or of lm-eval.
+        task: a task of ``task_dir``, of the package or of lm-eval.
         data_files: split -> local file, in place of the task's own download.
         num_fewshot: in place of the task's own.
 
     Raises:
         MoecapError: lm-eval knows no such task, or its data cannot be had.
     """
-    from moecap.accuracy.evaluate import TASK_DIR, load_task
+    from moecap.accuracy.evaluate import load_task
 
-    loaded = load_task(task, task_dir or TASK_DIR, data_files)["tasks"]
+    loaded = load_task(task, task_dir, data_files)["tasks"]
     tasks = []
     for name in sorted(loaded):
         one = loaded[name]

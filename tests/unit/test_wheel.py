@@ -45,8 +45,9 @@ def test_every_file_of_the_package_is_in_the_wheel(installed: Path) -> None:
         for path in (ROOT / "moecap").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    # The catalogue is a link here, which `rglob` may or may not follow.
-    ours |= {Path("catalogue") / p.relative_to(ROOT / "config/catalogue") for p in _files(ROOT / "config/catalogue")}
+    # The catalogue and the tasks are links here, which `rglob` may or may not follow.
+    for name in ("catalogue", "tasks"):
+        ours |= {Path(name) / p.relative_to(ROOT / "config" / name) for p in _files(ROOT / "config" / name)}
     assert {path for path in ours if not (package / path).is_file()} == set()
 
 
