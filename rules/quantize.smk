@@ -42,7 +42,7 @@ rule convert_gguf:
     conda:
         "../envs/engine-cpu.yaml"
     resources:
-        **asked("quantize"),
+        **asked("convert_gguf"),
     params:
         recipe=lambda wc: campaign.params.quantize(wc.variant),
         code=code("convert_gguf.py"),

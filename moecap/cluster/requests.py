@@ -99,8 +99,9 @@ class Cluster:
         )
 
     def _variant_need(self, rule: str, model: str, precision: str) -> Need:
-        # A quantization reads the bf16 checkpoint: that is what has to fit.
-        weights = self.weight_bytes(model, "bf16" if rule == "quantize" else precision)
+        # What makes a precision reads the bf16 checkpoint: that is what has to fit.
+        makes = rule == self.campaign.precision(precision).made_by
+        weights = self.weight_bytes(model, "bf16" if makes else precision)
         if weights is None:
             sizes = [self._row_need(rule, r, 1) for r in self.campaign.deployments.values() if r.model == model]
             weights = max((n.devices * (n.device_memory_bytes or 0) for n in sizes), default=0)

@@ -72,6 +72,8 @@ STAGES: dict[str, Stage] = {
     "download": Stage("network", memory_factor=0.0, startup_min=10),
     # llmcompressor holds the checkpoint and, while it writes, the quantized copy.
     "quantize": Stage("cpu", memory_factor=2.2, startup_min=20, point_min=30),
+    # llama.cpp's converter and ggml's kernels: on CPUs, by way of a file in F32, twice the checkpoint.
+    "convert_gguf": Stage("cpu", memory_factor=2.2, startup_min=20, point_min=30),
     "train_demo": Stage("cpu", base_gb=6, startup_min=60),
     "evaluate": Stage("gpu", base_gb=6, memory_factor=1.1, startup_min=15, point_min=60),
     "calibrate": Stage("gpu", startup_min=15, timed=True),
