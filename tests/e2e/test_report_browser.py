@@ -353,6 +353,8 @@ def test_axe_finds_nothing(page: Browser, scheme: str) -> None:
 
 def test_dark_and_light(page: Browser) -> None:
     fills = "Array.from(document.querySelectorAll('.live text'), t => t.getAttribute('fill'))"
+    page.colour_scheme("light")  # whatever the test before asked for
+    page.wait_for(f"{fills}.includes('{parts.INK['light'][0]}') && !{fills}.includes('{parts.INK['dark'][0]}')")
     assert set(page.evaluate(fills)) & set(parts.INK["dark"]) == set()
     page.colour_scheme("dark")
     page.wait_for(f"{fills}.includes('{parts.INK['dark'][0]}') && !{fills}.includes('{parts.INK['light'][0]}')")

@@ -11,6 +11,7 @@ from moecap.cap import classes as classify
 from moecap.cap import paper
 from moecap.cap.table import cap_table
 from moecap.cost import deployment as cost
+from moecap.errors import MoecapError
 from moecap.hardware import catalogue as hardware
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +99,7 @@ def test_a_broken_table_is_refused(tmp_path: Path) -> None:
     for number in (2, 3, 4):
         text = (ROOT / "config" / "paper" / f"table{number}.csv").read_text()
         (tmp_path / f"table{number}.csv").write_text(text.replace(",104.0,", ",fast,"))
-    with pytest.raises(paper.MoecapError, match=r"table2\.csv, line 3: `tokens_per_s` is 'fast'"):
+    with pytest.raises(MoecapError, match=r"table2\.csv, line 3 \(t2-pa\): `tokens_per_s` is 'fast'"):
         paper.read_tables(tmp_path)
-    with pytest.raises(paper.MoecapError, match="does not exist"):
+    with pytest.raises(MoecapError, match="does not exist"):
         paper.read_tables(tmp_path / "nowhere")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moecap.engines.tokens import sequence_hash
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_parquet
 from moecap.routing import store as routing
@@ -37,9 +38,9 @@ def anatomy(layer_experts=(0, 8, 0, 8), top_k=2):
 
 def test_sequence_hash_is_sha256_of_little_endian_int32():
     tokens = [0, 1, 151_000, -1]
-    assert routing.sequence_hash(tokens) == hashlib.sha256(struct.pack("<4i", *tokens)).hexdigest()
-    assert routing.sequence_hash(np.array(tokens, dtype=np.int64)) == routing.sequence_hash(tokens)
-    assert routing.sequence_hash([1, 2]) != routing.sequence_hash([2, 1])
+    assert sequence_hash(tokens) == hashlib.sha256(struct.pack("<4i", *tokens)).hexdigest()
+    assert sequence_hash(np.array(tokens, dtype=np.int64)) == sequence_hash(tokens)
+    assert sequence_hash([1, 2]) != sequence_hash([2, 1])
 
 
 @settings(max_examples=25, deadline=None)
