@@ -97,4 +97,4 @@ def test_old_notes_of_snakemake_are_read_where_there_is_no_record(tmp_path: Path
 
     FilePersistence(path=tmp_path / ".snakemake")._write_record("results/cost/a.parquet", MetadataRecord(rule="cost"))
     kept = records.records_in(tmp_path / "results")(path=tmp_path / ".snakemake")
-    assert kept.rule(_IOFile("results/cost/a.parquet")) == "cost"
+    assert kept.rule(_IOFile("results/cost/a.parquet", None)) == "cost"

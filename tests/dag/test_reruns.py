@@ -93,7 +93,7 @@ ROWS = [
         (("moecap/engines/vllm/engine.py", "make_steps"),),
         {**timed(3), **below_metrics(3)},
     ),
-    Row("a chart's code", (("moecap/charts/standard.py", "radar"),), {"charts": 1, "report": 1}),
+    Row("a chart's code", (("moecap/charts/radar.py", "corners"),), {"charts": 1, "report": 1}),
     Row("the files of charts", (("moecap/charts/standard.py", "write_all"),), {"charts": 1}),
     Row(
         "a template of the report",
