@@ -111,6 +111,14 @@ class Campaign:
     def precision(self, name: str) -> PrecisionEntry:
         return self.catalogue.precisions[name]
 
+    def computes_in(self, row: Deployment) -> str:
+        """The dtype of a deployment's products: that of its precision, or bf16 where its GPU has no units for that.
+
+        Engines then keep the weights as they are stored and multiply in 16 bits (weight-only kernels).
+        """
+        dtype, gpu = self.precision(row.precision).computes_in, self.catalogue.hardware.find(row.hardware).gpu
+        return "bf16" if gpu is not None and dtype in gpu.lacks else dtype
+
     def engine(self, name: str) -> EngineEntry:
         return self.catalogue.engines[name]
 

@@ -19,7 +19,7 @@ from moecap.engines.catalogue import EngineEntry
 from moecap.errors import Collector, MoecapError, Place, nearest
 from moecap.hardware import catalogue as hardware
 from moecap.io import read_json
-from moecap.model.recipes import SCHEMES
+from moecap.model.recipes import PLAIN_BITS, SCHEMES
 from moecap.paths import PROJECT_CATALOGUE, catalogue_layers
 from moecap.schema import Name, Strict, explain
 
@@ -110,13 +110,30 @@ class PrecisionEntry(Strict):
     """A precision: how experts are stored and multiplied, and the recipe that makes it from bf16."""
 
     scheme: str
-    compute_dtype: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"] = "bf16"
+    compute_dtype: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"] | None = Field(
+        default=None, description="what the matrix units multiply in; by default what the scheme says"
+    )
     stored: str | None = Field(
         default=None, description="how a ready-made checkpoint stores it, where that is more than `scheme` says"
     )
     recipe: dict[str, Any] | None = None
     format: Literal["safetensors", "gguf"] = Field(default="safetensors", description="what engines of it read")
     note: str | None = None
+
+    @model_validator(mode="after")
+    def _known_compute_dtype(self) -> PrecisionEntry:
+        if self.compute_dtype is None and self.scheme not in {*SCHEMES, *PLAIN_BITS}:
+            raise ValueError(f"`compute_dtype` is missing, and the scheme {self.scheme!r} does not say.")
+        return self
+
+    @property
+    def computes_in(self) -> str:
+        """The dtype that the matrix units multiply in, where they can."""
+        if self.compute_dtype is not None:
+            return self.compute_dtype
+        if self.scheme in PLAIN_BITS:
+            return self.scheme
+        return SCHEMES[self.scheme].layout().compute_dtype or "bf16"
 
     @field_validator("stored")
     @classmethod

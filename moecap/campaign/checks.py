@@ -290,6 +290,7 @@ def check_row(campaign: Campaign, row: Deployment, found: Collector) -> Deployme
     _check_model(campaign, row, place, found)
     try:
         _check_device(campaign, row, f"{place}")
+        _check_units(campaign, row, f"{place}")
         _warn_of_room(campaign, row, place)
         row = _engine_that_serves(campaign, row, place)
     except MoecapError as error:
@@ -384,6 +385,16 @@ def _no_checkpoint(path: str) -> str | None:
     if not (folder / "config.json").is_file():
         return "which holds no config.json: it is no checkpoint in Hugging Face's format."
     return None
+
+
+def _check_units(campaign: Campaign, row: Deployment, where: str) -> None:
+    """A GPU without units for a precision's dtype still serves it, but in weights only: which is to be known."""
+    wanted, found = campaign.precision(row.precision).computes_in, campaign.computes_in(row)
+    if wanted != found:
+        campaign.warn(
+            f"{where}: {row.hardware} has no {wanted} units: in precision {row.precision!r} it keeps only the weights, "
+            f"products run in {found}, and utilizations are against the {found} peak."
+        )
 
 
 def _check_device(campaign: Campaign, row: Deployment, where: str) -> None:

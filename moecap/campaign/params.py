@@ -96,7 +96,7 @@ class Params:
         system = self.catalogue.hardware.find(row.hardware)
         params: dict[str, Any] = {
             "deployment": row.deployment,
-            "compute_dtype": self.campaign.precision(row.precision).compute_dtype,
+            "compute_dtype": self.campaign.computes_in(row),
             "devices": row.devices,
             **{key: getattr(row, key) for key in PARALLELISM},
             "seed": self.config.seed,
@@ -210,8 +210,7 @@ class Params:
     @property
     def _compute_dtypes(self) -> dict[str, str]:
         return {
-            p: self.campaign.precision(p).compute_dtype
-            for p in sorted({d.precision for d in self.deployments.values()})
+            p: self.campaign.precision(p).computes_in for p in sorted({d.precision for d in self.deployments.values()})
         }
 
     def plan(self) -> dict[str, Any]:

@@ -176,7 +176,7 @@ SCHEMES: dict[str, Scheme] = {
     "W4AFP8": Scheme(partial(int_packed, 4, compute_dtype="fp8"), {"group_size": 128, "symmetric": True}),
     "GPTQ": Scheme(partial(gptq, 4), {"group_size": 128}),
     "AWQ": Scheme(partial(awq, 4), {"group_size": 128}),
-    "FP8": Scheme(partial(plain, "fp8", 8, 0, compute_dtype="fp8")),
+    "FP8": Scheme(partial(plain, "fp8", 8, 0, matrix_bits=16, compute_dtype="fp8")),
     "FP8_DYNAMIC": Scheme(partial(plain, "fp8", 8, compute_dtype="fp8")),
     "FP8_BLOCK": Scheme(partial(plain, "fp8", 8, scale_bits=32, compute_dtype="fp8"), {"block": (128, 128)}),
     "MXFP4": Scheme(partial(mxfp, 4)),

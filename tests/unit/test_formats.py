@@ -629,3 +629,33 @@ def test_zero_biases_of_older_gptq_tools_count_with_their_module(tmp_path):
     stated = METHODS["gptq-4-128"][1](["lm_head"])
     _, size = make(tmp_path, "qwen3_moe", lambda n: as_is if n == "lm_head" else gptq(bias=True), stated)
     assert anatomy(tmp_path).weight_bytes == size
+
+
+# -- precisions by name
+
+
+def test_ready_made_precisions_of_the_catalogue_weigh_what_their_tools_write(tmp_path):
+    config = {**COMMON, **MODELS["mixtral"][1], "model_type": "mixtral"}
+    for precision, how in (
+        ("nvfp4", nvfp4_modelopt), ("mxfp8", mx("weight", "F8_E4M3")), ("mxfp4", mx("weight_packed", "U8")),
+        ("fp8-block", fp8((128, 128))), ("gptq-int4", gptq()), ("awq-int4", awq(128)), ("fp8", fp8_compressed(False)),
+        ("int8", int8), ("int4", packed(4, 128)),
+    ):  # fmt: skip
+        _, size = make(tmp_path, "mixtral", lambda n, how=how: as_is if n == "lm_head" else how, None)
+        assert anatomy(config, precision).weight_bytes == size, precision
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype"), [("A100-SXM4-80GB", "bf16"), ("H100-SXM5-80GB", "fp8"), ("B200-SXM-180GB", "fp8")]
+)
+def test_a_gpu_without_units_for_a_dtype_multiplies_in_bf16_and_validate_says_so(hardware, dtype):
+    from moecap.campaign.catalogue import PrecisionEntry
+    from moecap.hardware.catalogue import load
+
+    gpu = load().find(hardware).gpu
+    entry = PrecisionEntry(scheme="FP8")
+    assert entry.computes_in == "fp8"
+    assert (entry.computes_in in gpu.lacks) == (dtype == "bf16")
+    assert PrecisionEntry(scheme="W4A16").computes_in == "bf16" and PrecisionEntry(scheme="NVFP4").computes_in == "fp4"
+    with pytest.raises(ValueError, match="compute_dtype"):
+        PrecisionEntry(scheme="of my own")
