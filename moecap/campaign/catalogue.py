@@ -144,13 +144,20 @@ class PrecisionEntry(Strict):
 
     def nested(self) -> Iterator[tuple[str, type[BaseModel], dict[str, Any]]]:
         """Parts that are kept as they are written, and the model that checks them."""
-        if self.recipe is not None and self.format == "gguf":
-            yield "recipe", GgufRecipe, self.recipe
-        elif self.recipe is not None:
-            # A precision that is only planned with may say how its bits are stored, in place of a way to make them.
-            planned = "scheme" not in self.recipe and "weight_bits" in self.recipe
-            given = {key: value for key, value in self.recipe.items() if value is not None}
-            yield "recipe", PlannedRecipe if planned else Recipe, given
+        if self.recipe is not None and self.recipe_model is not None:
+            yield "recipe", self.recipe_model, {key: value for key, value in self.recipe.items() if value is not None}
+
+    @property
+    def recipe_model(self) -> type[BaseModel] | None:
+        """Whose recipe it has: llmcompressor's, or that of the format's converter.
+
+        A precision that is only planned with may say how its bits are stored, in place of a way to make them.
+        """
+        if self.recipe is None:
+            return None
+        if self.format == "gguf":
+            return GgufRecipe
+        return PlannedRecipe if "scheme" not in self.recipe and "weight_bits" in self.recipe else Recipe
 
     @property
     def made_by(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moecap.accuracy.tasks import check_data_files, check_scoring, check_task
-from moecap.campaign.catalogue import ModelEntry, PrecisionEntry
+from moecap.campaign.catalogue import ModelEntry, PlannedRecipe, PrecisionEntry
 from moecap.campaign.config import ARCHIVE_SUFFIX
 from moecap.campaign.deployments import PARALLELISM, Deployment
 from moecap.campaign.targets import rule_names
@@ -228,6 +228,8 @@ def _check_cost(campaign: Campaign, found: Collector) -> None:
             "cost",
         )
         return
+    if campaign.catalogue.wrong_hardware:
+        return  # what names of regions and sites it would have, nobody knows
     sound = True
     for path, terms in [(("cost",), given), *((("cost", "deployments", n), t) for n, t in given.deployments.items())]:
         shown = ".".join(path)
@@ -241,7 +243,7 @@ def _check_cost(campaign: Campaign, found: Collector) -> None:
             except MoecapError as error:
                 found.take(error, place, f"{shown}.{key}")
                 sound = False
-    if not sound or campaign.catalogue.wrong_hardware:
+    if not sound:
         return
     for name in (None, *given.deployments):
         with found.taking(sources.place(("cost", "deployments", name) if name else ("cost",)), "cost"):
@@ -369,7 +371,7 @@ def _check_model(campaign: Campaign, row: Deployment, place: Place, found: Colle
             f"lists none (its `checkpoints` in {catalogue.file('models')}: {', '.join(model.checkpoints) or 'none'})."
         )
         found.add(place, text, "precision")
-    elif ready is None and row.precision != "bf16" and "scheme" not in (campaign.precision(row.precision).recipe or {}):
+    elif ready is None and campaign.precision(row.precision).recipe_model is PlannedRecipe:
         text = f"`precision` is {row.precision!r}, whose `recipe` is for planning only: it names no `scheme` to make."
         found.add(place, text, "precision")
 

@@ -51,13 +51,15 @@ def set_key(part: str, key: str, value: object) -> Change:
 
 
 def only_on(isa: str) -> Change:
-    """int8 kernels for a CPU that the tests do not run on, whichever that is."""
+    """int8 kernels for a CPU that the tests do not run on, whichever that is, and no other engine in its place."""
 
     def change(site: Path) -> None:
         path = site / "catalogue/engines.yaml"
         engines = yaml.safe_load(path.read_text())
         engines["vllm-cpu"]["capabilities"]["precisions"]["W8A8"] = [{"name": "elsewhere", "isa": isa}]
         path.write_text(yaml.safe_dump(engines))
+        config = yaml.safe_load((site / "my.yaml").read_text())
+        (site / "my.yaml").write_text(yaml.safe_dump(config | {"fallback": False}))
 
     return change
 
@@ -86,7 +88,7 @@ MISTAKES = {
     "unknown site": (set_key("cost", "pue", value="gogle"), ["my.yaml", "`cost.pue`", "'gogle'", "'google'"]),
     "terms of a deployment that is not there": (
         set_key("cost", "deployments", value={"demo-int9": {"years": 5}}),
-        ["my.yaml", "`cost.deployments`", "'demo-int9'", "'demo-int8'"],
+        ["my.yaml, line ", "`cost.deployments.demo-int9`", "'demo-int9'", "'demo-int8'"],
     ),
     "plan on hardware that is not there": (
         set_key("plan", "systems", value=["H100-SXM-80GB"]),
@@ -112,7 +114,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "config/demo.csv", tmp_path / "table.csv")
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     paths = {"deployments": "table.csv", "catalogue": "catalogue", "results": "results"}
-    config |= {key: str(tmp_path / value) for key, value in paths.items()} | {"fallback": False}
+    config |= {key: str(tmp_path / value) for key, value in paths.items()}
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
 

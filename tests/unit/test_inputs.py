@@ -362,7 +362,7 @@ def test_all_mistakes_are_shown_at_once_each_in_a_line(site: Site, capsys: pytes
     assert all(line.startswith("error: ") and ", line " in line for line in lines), lines
     for said in wanted:
         assert any(all(part in line for part in said) for line in lines), (said, lines)
-    assert len(lines) == len(names), lines
+    assert len(lines) == len(names), "\n".join(lines)
 
 
 def test_the_last_word_of_the_command_line_is_named(site: Site) -> None:
