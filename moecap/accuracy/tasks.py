@@ -158,6 +158,8 @@ def task_facts(name: str, task_dir: Folder = PROJECT_TASKS, near: Path | None = 
 
 
 def _leaf_facts(name: str, config: Mapping[str, Any]) -> TaskFacts:
+    if "class" in config:  # a task in Python: its file does not say what it computes
+        return TaskFacts(name, "task")
     output = str(config.get("output_type", "generate_until"))
     listed = config.get("metric_list")
     metrics: dict[str, str] = {}
@@ -254,6 +256,13 @@ def check_scoring(
             )
         ]
     metrics = dict(facts.metrics or {})
+    if name in metrics and (without := [leaf.name for leaf in _leaves(facts, task_dir) if not _scores(leaf, name)]):
+        text = (
+            f"{metric!r} is no score of all of group {task!r}: {len(without)} of its tasks lack it "
+            f"({', '.join(without[:3])} …), and lm-eval would leave them out. Name one of its tasks: "
+            f"{', '.join(facts.members[:8])}."
+        )
+        return [("metric", text)]
     if metrics and name not in metrics:
         text = f"{metric!r} asks for {name!r}, which task {task!r} does not compute. {nearest(name, metrics)}"
         wrong.append(("metric", text))
@@ -298,6 +307,21 @@ def _first_leaf(group: TaskFacts, task_dir: Folder) -> TaskFacts | None:
             return member
         group = member
     return None
+
+
+def _scores(leaf: TaskFacts, metric: str) -> bool:
+    return leaf.metrics is None or metric in leaf.metrics
+
+
+def _leaves(group: TaskFacts, task_dir: Folder, depth: int = 4) -> Iterator[TaskFacts]:
+    """The tasks of a group and of the groups below it; of a tag the first one, as its tasks are of one template."""
+    near = group.path.parent if group.path else None
+    for name in group.members if depth else ():
+        member = task_facts(name, task_dir, near)
+        if member is not None and member.kind == "group":
+            yield from _leaves(member, task_dir, depth - 1)
+        elif member is not None:
+            yield member
 
 
 # -- local data -----------------------------------------------------------------------------------------------------
