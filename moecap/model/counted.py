@@ -269,6 +269,7 @@ def _kind(layer: Layer, structure: Skeleton, kv_dtype_bytes: float, values: Mapp
         cache_parts=() if simple else memory.caches,
         state_bytes=memory.recurrent_elements * recurrent + memory.conv_elements * plain,
         query_heads=memory.query_heads,
+        attention_blocks=memory.blocks,
         qk_head_dim=memory.qk_head_dim,
         v_head_dim=memory.v_head_dim,
         kv_heads=memory.kv_heads,

@@ -176,8 +176,8 @@ def _shard_cache(cache: Cache, tp: int) -> Cache:
 
 
 def _check_heads(model: str, kind: LayerKind, tp: int) -> None:
-    if kind.query_heads and kind.query_heads % tp:
-        raise MoecapError(f"tp is {tp}, which does not divide the {kind.query_heads} attention heads of {model}.")
+    if kind.block_heads % tp:
+        raise MoecapError(f"tp is {tp}, which does not divide the {kind.block_heads} attention heads of {model}.")
     heads = kind.kv_heads if kind.attention != "latent" else 0
     if heads and heads % tp and tp % heads:
         raise MoecapError(f"tp is {tp}, but {model} has {heads} KV heads: neither divides the other.")

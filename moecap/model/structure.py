@@ -102,6 +102,7 @@ class LayerKind:
         cross_kv_elements_per_token: KV per token of the encoder that the layer's cross-attention reads.
         state_bytes: constant state per sequence of a linear-attention layer.
         query_heads, qk_head_dim, v_head_dim: score FLOPs per query-key pair: 2·query_heads·(qk_head_dim+v_head_dim).
+            ``query_heads`` are those of all ``attention_blocks`` of the layer together, ``kv_heads`` those of one.
         expert_width: inner width of one routed expert; 0: none, or not known.
         attention_kv_params: the part of ``attention_params`` that makes keys and values: tensor parallelism splits it
             by KV heads. ``attention_replicated_params``: down-projections (MLA), indexers: whole on every rank.
@@ -131,6 +132,7 @@ class LayerKind:
     cache_parts: tuple[Cache, ...] = ()
     state_bytes: int = 0
     query_heads: int = 0
+    attention_blocks: int = 1
     qk_head_dim: int = 0
     v_head_dim: int = 0
     kv_heads: int = 0
@@ -213,6 +215,11 @@ class LayerKind:
     def score_flops_per_pair(self) -> int:
         """FLOPs per query-key pair: q·k and p·v over all query heads."""
         return 2 * self.query_heads * (self.qk_head_dim + self.v_head_dim)
+
+    @property
+    def block_heads(self) -> int:
+        """Query heads of one attention block: what tensor parallelism shares out."""
+        return self.query_heads // self.attention_blocks
 
     @property
     def flops_per_token(self) -> int:

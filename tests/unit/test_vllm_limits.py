@@ -17,6 +17,7 @@ from moecap.engines.vllm.limits import (
     sizes_of_anatomy,
     sizes_of_config,
 )
+from moecap.errors import MoecapError
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "config/catalogue/model_configs").glob("*.json"))
@@ -67,6 +68,23 @@ def test_what_is_refused_and_what_is_not(name: str, split: Split, scales: Scales
 
 def test_what_is_not_known_is_not_objected_to() -> None:
     assert refusals(Sizes(), Split(7, 5, 1, 1), BLOCK) == []
+
+
+def test_no_experts_is_told_from_experts_that_are_not_understood() -> None:
+    assert sizes_of_config({}).experts is None
+    assert sizes_of_config({"hidden_size": 64, "enable_moe_block": False, "top_k_experts": None}).experts == 0
+    assert sizes_of_config({"hidden_size": 64, "expert_count_of_a_new_family": 8}).experts is None
+
+
+def test_heads_of_two_attention_blocks_of_a_layer_are_shared_out_apart() -> None:
+    from moecap import anatomy
+    from moecap.model.parallel import per_device
+
+    counted = anatomy("longcat-flash")
+    assert {kind.query_heads for kind in counted.kinds} == {2 * 64}
+    assert "does not divide the 64 attention heads" in " ".join(refusals(sizes_of_anatomy(counted), Split(128)))
+    with pytest.raises(MoecapError, match="does not divide the 64 attention heads"):
+        per_device(counted, tp=128)
 
 
 def test_blocks_are_those_of_the_checkpoint() -> None:

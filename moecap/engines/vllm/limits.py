@@ -73,10 +73,19 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "n_head_kv", "multi_query_group_num"),
     "head_dim": ("head_dim",),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
-    "expert_width": ("moe_intermediate_size", "ffn_hidden_size", "expert_ffn_hidden_size"),
-    "dense": ("dense_intermediate_size", "intermediate_size_mlp", "intermediate_size"),
+    "expert_width": ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size"),
+    "dense": ("dense_intermediate_size", "intermediate_size_mlp", "intermediate_size", "ffn_hidden_size"),
     "shared": ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size"),
 }
+#: Heads of further kinds of attention: query heads, KV heads, and what switches the kind on where a config has it.
+_OTHER_HEADS = (
+    ("swa_num_attention_heads", "swa_num_key_value_heads", None),
+    ("num_attention_heads", "num_global_key_value_heads", "attention_k_eq_v"),
+)
+#: One entry per layer, in configs that state no number of layers.
+_LAYER_LISTS = ("layers_block_type", "hybrid_override_pattern", "layer_types")
+#: A key with one of these words, and a value, speaks of a mixture of experts.
+_EXPERT_WORDS = ("expert", "moe")
 _STATE_HEADS = ("linear_num_key_heads", "linear_num_value_heads", "mamba_num_heads")
 _PARTS = ("text_config", "llm_config", "attn_config", "ffn_config")
 
@@ -103,21 +112,36 @@ def sizes_of_config(config: Mapping[str, Any]) -> Sizes:
     shared = flat.get("n_shared_experts")
     if other["shared expert"] is None and isinstance(shared, int) and shared and width:
         other["shared expert"] = shared * width
-    query, kv = find("query_heads"), find("kv_heads")
-    heads: tuple[tuple[int, int | None], ...] = ()
-    if query:
-        heads = ((query, None if flat.get("kv_lora_rank") else kv or query),)
     return Sizes(
         hidden=find("hidden"),
         vocabulary=find("vocabulary"),
-        layers=find("layers"),
-        heads=heads,
+        layers=find("layers") or next((len(flat[name]) for name in _LAYER_LISTS if flat.get(name)), None),
+        heads=_heads_of_config(flat, find("query_heads"), find("kv_heads")),
         head_dim=find("head_dim"),
         state_heads={name: flat[name] for name in _STATE_HEADS if isinstance(flat.get(name), int)},
-        experts=experts,
+        experts=0 if experts is None and find("hidden") and not _speaks_of_experts(flat) else experts,
         expert_width=width,
         other_widths={name: value for name, value in other.items() if isinstance(value, int) and value > 0},
     )
+
+
+def _heads_of_config(
+    config: Mapping[str, Any], query: int | None, kv: int | None
+) -> tuple[tuple[int, int | None], ...]:
+    """(query heads, KV heads) of each kind of attention that a config tells of."""
+    if not query:
+        return ()
+    if config.get("kv_lora_rank"):
+        return ((query, None),)
+    heads = {(query, kv or query)}
+    for queries, keys, switch in _OTHER_HEADS:
+        if config.get(keys) and (switch is None or config.get(switch, True)):
+            heads.add((config.get(queries) or query, config[keys]))
+    return tuple(sorted(heads, key=str))
+
+
+def _speaks_of_experts(config: Mapping[str, Any]) -> bool:
+    return any(value and any(word in name.lower() for word in _EXPERT_WORDS) for name, value in config.items())
 
 
 def _has_dense_layers(config: Mapping[str, Any]) -> bool:
@@ -126,7 +150,7 @@ def _has_dense_layers(config: Mapping[str, Any]) -> bool:
     least = (1, 2, 2, 2)
     stated = [config.get(name) for name in counts]
     return any(isinstance(v, int) and v >= n for v, n in zip(stated, least, strict=True)) or any(
-        bool(config.get(name)) for name in ("mlp_only_layers", "dense_intermediate_size")
+        bool(config.get(name)) for name in ("mlp_only_layers", "dense_intermediate_size", "expert_ffn_hidden_size")
     )
 
 
@@ -155,7 +179,7 @@ def sizes_of_shapes(shapes: Mapping[str, Any]) -> Sizes:
 def sizes_of_anatomy(anatomy: Anatomy) -> Sizes:
     """Sizes from a counted model."""
     heads = {
-        (kind.query_heads, None if kind.attention == "latent" else kind.kv_heads or kind.query_heads)
+        (kind.block_heads, None if kind.attention == "latent" else kind.kv_heads or kind.block_heads)
         for kind in anatomy.kinds
         if kind.query_heads
     }
