@@ -22,7 +22,7 @@ from moecap.model.counted import assemble
 from moecap.model.reader import skeleton
 from moecap.model.recipes import Recipe
 from moecap.model.running import measure
-from moecap.model.skeleton import Refused
+from moecap.model.skeleton import Refused, Skeleton
 
 #: A class of this kind in a family's modelling file makes it a mixture of experts.
 MARK = re.compile(r"class \w*(Experts|Moe|MoE|MOE|SparseMLP|Router)\w*\(")
@@ -54,6 +54,9 @@ LAYERS = 4
 DEPTH_WORDS = ("depth", "num_hidden_layers", "layers")
 #: What a family's own defaults lack or need beside that: facts of its config class, so that a small one can be built.
 EXTRA: dict[str, dict[str, Any]] = {
+    # One key-value head, of a latent that is the value too; eight groups of outputs need eight heads.
+    "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 16},
+    "longcat_flash": {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "zero_expert_num": 4},
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "doge": {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2},
@@ -167,7 +170,7 @@ def try_family(family: str, model_type: str) -> dict[str, Any]:
             "top_k": counted.top_k, "kv": counted.kv_elements_per_token, "layers": counted.layers,
             "moe": len(counted.moe_layers), "kinds": sorted({k.attention for k in counted.kinds} - {"none"}),
             "other": counted.components["other"].params}  # fmt: skip
-    whole = sum(p.numel() for p in build(config).parameters())
+    whole = weights_of(build(config), structure)
     uncounted = sum(int(n.split()[0]) for n in counted.notes if "outside the text model" in n)
     if counted.total_params + uncounted != whole:
         return row | {"reason": f"the sum of parts is {counted.total_params}, the model has {whole}"}
@@ -193,6 +196,21 @@ def try_family(family: str, model_type: str) -> dict[str, Any]:
         return row | {"result": "wrong", "reason": "; ".join(wrong)}
     unseen = "" if ran.top_k else "no tensor of expert ids to check top-k against"
     return row | {"result": "counted, run", "reason": unseen}
+
+
+def weights_of(model: Any, structure: Skeleton) -> int:
+    """Elements of the model that a checkpoint has and the count speaks of.
+
+    All parameters, less rows that are made for experts that compute nothing; and of the buffers those that are learnt
+    (they correct a router's scores), which are no parameters to torch.
+    """
+    none = {layer.prefix: layer.zero_experts for layer in structure.layers if layer.zero_experts}
+    counted = {part.name for part in structure.parts}
+    total = sum(b.numel() for name, b in model.named_buffers() if name in counted)
+    for name, parameter in model.named_parameters():
+        rows = next((n for prefix, n in none.items() if name.startswith(f"{prefix}.") and parameter.ndim == 3), 0)
+        total += parameter.numel() * (len(parameter) - rows) // len(parameter)
+    return total
 
 
 def first(error: BaseException) -> str:
