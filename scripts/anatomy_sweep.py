@@ -54,7 +54,7 @@ LAYERS = 4
 DEPTH_WORDS = ("depth", "num_hidden_layers", "layers")
 #: What a family's own defaults lack or need beside that: facts of its config class, so that a small one can be built.
 EXTRA: dict[str, dict[str, Any]] = {
-    # One key-value head, of a latent that is the value too; eight groups of outputs need eight heads.
+    # One key-value head, of a latent that is the value too; two groups of outputs.
     "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 16},
     "longcat_flash": {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "zero_expert_num": 4},
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
@@ -204,12 +204,13 @@ def weights_of(model: Any, structure: Skeleton) -> int:
     All parameters, less rows that are made for experts that compute nothing; and of the buffers those that are learnt
     (they correct a router's scores), which are no parameters to torch.
     """
-    none = {layer.prefix: layer.zero_experts for layer in structure.layers if layer.zero_experts}
+    made = {layer.prefix: (layer.experts, layer.zero_experts) for layer in structure.layers if layer.zero_experts}
     counted = {part.name for part in structure.parts}
     total = sum(b.numel() for name, b in model.named_buffers() if name in counted)
     for name, parameter in model.named_parameters():
-        rows = next((n for prefix, n in none.items() if name.startswith(f"{prefix}.") and parameter.ndim == 3), 0)
-        total += parameter.numel() * (len(parameter) - rows) // len(parameter)
+        experts, zero = next((n for prefix, n in made.items() if name.startswith(f"{prefix}.")), (0, 0))
+        surplus = zero if parameter.ndim == 3 and len(parameter) == experts + zero else 0
+        total += parameter.numel() * (len(parameter) - surplus) // len(parameter)
     return total
 
 
