@@ -75,7 +75,7 @@ class Run:
         return Path(self.log.name).read_text()
 
     def output(self, name: str) -> str:
-        return (self.folder / f"out/{name}.txt").read_text()
+        return (self.folder / f"results/out/{name}.txt").read_text()
 
     def slurm_logs(self, name: str) -> str:
         logs = sorted((self.folder / f"results/logs/slurm/rule_work/{name}").glob("*.log"))
