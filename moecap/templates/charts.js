@@ -32,6 +32,7 @@
     }
     document.documentElement.dataset.charts = "drawn";
   }
-  dark.addEventListener("change", drawAll);
-  drawAll();
+  // One after the other: of two at once in the same place the older might come to lie on top.
+  let running = drawAll();
+  dark.addEventListener("change", () => { running = running.then(drawAll); });
 })();

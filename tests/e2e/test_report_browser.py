@@ -353,13 +353,41 @@ def test_axe_finds_nothing(page: Browser, scheme: str) -> None:
 
 def test_dark_and_light(page: Browser) -> None:
     fills = "Array.from(document.querySelectorAll('.live text'), t => t.getAttribute('fill'))"
-    page.colour_scheme("light")  # whatever the test before asked for
-    page.wait_for(f"{fills}.includes('{parts.INK['light'][0]}') && !{fills}.includes('{parts.INK['dark'][0]}')")
-    assert set(page.evaluate(fills)) & set(parts.INK["dark"]) == set()
+
+    def wait_for_scheme(scheme: str, other: str) -> None:
+        page.wait_for(f"{fills}.includes('{parts.INK[scheme][0]}') && !{fills}.includes('{parts.INK[other][0]}')")
+        page.wait_for(DRAWN)
+        assert set(page.evaluate(fills)) & set(parts.INK[other]) == set()
+
     page.colour_scheme("dark")
-    page.wait_for(f"{fills}.includes('{parts.INK['dark'][0]}') && !{fills}.includes('{parts.INK['light'][0]}')")
+    for tab in page.evaluate("Array.from(document.querySelectorAll('#tabs [role=tab]'), t => t.id)"):
+        page.evaluate(f"document.querySelector('#{tab}').click()")
+        page.wait_for(DRAWN)
+    wait_for_scheme("dark", "light")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 20, 25)"
+    page.colour_scheme("light")  # what was drawn in tabs that are out of sight must not keep the dark ink
+    wait_for_scheme("light", "dark")
+    page.evaluate("document.querySelector('#tab-utilization').click()")
+    wait_for_scheme("light", "dark")
+    for scheme in ("dark", "light", "dark"):  # nobody waits: the drawings overtake one another
+        page.colour_scheme(scheme)
+        page.evaluate("new Promise(requestAnimationFrame)")
+    wait_for_scheme("dark", "light")
     assert page.problems == []
+
+
+def test_of_drawings_that_overlap_the_last_one_stands(page: Browser) -> None:
+    """A drawing that began before the rows were filtered away must not come back, nor call the page drawn."""
+    text = "document.querySelector('#main-chart .live').innerText"
+    page.evaluate("moecap.update(), moecap.state.now.ranges.usd = '1e-9', moecap.update(), 0")
+    page.wait_for(DRAWN)
+    assert "No point to draw" in page.evaluate(text)
+    page.evaluate("moecap.update(), moecap.state.reset(), moecap.update(), moecap.state.now.by = 'deployment', 0")
+    early = page.evaluate("moecap.update().then(() => [document.documentElement.dataset.charts])")
+    assert early == ["drawn"]
+    assert page.evaluate("document.querySelectorAll('#main-chart .live > .chart').length") == 1
+    page.evaluate("new Promise(r => setTimeout(r, 300))")
+    assert "No point to draw" not in page.evaluate(text)
 
 
 def test_in_print_the_best_rows_and_the_default_charts_stand_on_white(page: Browser) -> None:

@@ -2,7 +2,20 @@
 (function (m) {
   "use strict";
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const live = new Map(); // element → { view, turn }
+  const live = new Map(); // element → { view, turn }: a drawing that a later one overtook is dropped
+  function claim(figure) {
+    const own = live.get(figure) || { view: null, turn: 0 };
+    own.turn += 1;
+    live.set(figure, own);
+    return own.turn;
+  }
+  function put(figure, view, ...nodes) {
+    const own = live.get(figure);
+    own.view?.finalize();
+    own.view = view;
+    figure.querySelector(".live").replaceChildren(...nodes);
+    figure.classList.toggle("drawn", view !== null);
+  }
 
   const copy = (value) => JSON.parse(JSON.stringify(value));
   function visit(part, change) {
@@ -38,14 +51,11 @@
   }
 
   async function draw(figure, spec, label) {
-    const turn = (live.get(figure)?.turn || 0) + 1;
-    const before = live.get(figure);
-    live.set(figure, { ...before, turn: turn });
+    const turn = claim(figure);
     const theme = copy(dark.matches ? m.themes.dark : m.themes.light);
     if (figure.clientWidth < 560) theme.legend.columns = 1;
     spec.config = theme;
     if (spec.title) spec.title.limit = 0;
-    const target = figure.querySelector(".live");
     const holder = document.createElement("div");
     holder.className = "chart";
     // ast: expressions are interpreted, because the page's policy forbids eval.
@@ -55,8 +65,7 @@
       downloadFileName: figure.id,
     });
     if (live.get(figure).turn !== turn) { result.finalize(); return null; }
-    if (before && before.view) before.view.finalize();
-    target.replaceChildren(holder);
+    put(figure, result, holder);
     const svg = holder.querySelector("svg");
     if (svg) { // one image with one text: its marks are not read out one by one
       svg.querySelectorAll("[role]").forEach((mark) => { mark.removeAttribute("role"); mark.removeAttribute("aria-roledescription"); mark.removeAttribute("aria-label"); });
@@ -66,8 +75,6 @@
     const menu = holder.querySelector("summary");
     if (menu) { menu.setAttribute("aria-label", "Save the chart: " + label); menu.title = "save"; }
     holder.querySelectorAll("canvas").forEach((c) => { c.setAttribute("role", "img"); c.setAttribute("aria-label", label); });
-    live.set(figure, { view: result, turn: turn });
-    figure.classList.add("drawn");
     return result.view;
   }
 
@@ -132,12 +139,17 @@
     await draw(figure, spec, figure.dataset.label);
   }
   function empty(figure, words) {
-    live.get(figure)?.view?.finalize();
-    live.delete(figure);
     const p = document.createElement("p");
     p.className = "muted";
     p.textContent = words;
-    figure.querySelector(".live").replaceChildren(p);
+    claim(figure);
+    put(figure, null, p);
+  }
+  // A chart that is out of sight would keep the colours, the rows and the width of a former time.
+  function forget(figure) {
+    if (!live.has(figure)) return;
+    claim(figure);
+    put(figure, null);
   }
 
   const MANY = 1500; // points, from which a canvas is quicker than an element each
@@ -227,5 +239,5 @@
     });
   }
 
-  m.charts = { draw, standard, main, fit, series, copy, few, empty, dark };
+  m.charts = { draw, standard, main, fit, series, copy, few, empty, forget, dark };
 })(window.moecap);

@@ -241,6 +241,7 @@
     for (const section of tabs) {
       const on = section === now;
       section.hidden = !on;
+      if (!on) section.querySelectorAll("figure").forEach(m.charts.forget);
       const button = $("#tab-" + section.id);
       button.setAttribute("aria-selected", String(on));
       button.tabIndex = on ? 0 : -1;
@@ -335,8 +336,10 @@
     history.replaceState(null, "", hash ? "#" + hash : location.pathname + location.search);
     quiet = false;
   }
-  let running = Promise.resolve();
-  function update() {
+  let turn = 0;
+  async function update() {
+    turn += 1;
+    const own = turn;
     const points = S.points();
     const rows = S.chosen(points);
     $("#count").textContent = points.length + " of " + m.rows.length + " points";
@@ -346,8 +349,8 @@
     keep();
     root.dataset.charts = "drawing";
     const jobs = [m.charts.main($("#main-chart"), points, pickPoint), m.compare.show(rows, points), showTab(points)];
-    running = Promise.all(jobs).then(() => { root.dataset.charts = "drawn"; }, (error) => { console.error(String(error)); root.dataset.charts = "drawn"; });
-    return running;
+    for (const done of await Promise.allSettled(jobs)) if (done.status === "rejected") console.error(String(done.reason));
+    if (own === turn) root.dataset.charts = "drawn"; // else a later one is still at it
   }
 
   S.fromHash(location.hash);
