@@ -9,6 +9,7 @@ from typing import Any
 from moecap.cap.classes import differing
 from moecap.report.answers import advice, within_noise
 from moecap.report.numbers import listing, percent, signed, times
+from moecap.report.pairs import Pairs, in_words
 
 Row = dict[str, Any]
 
@@ -31,7 +32,7 @@ def anchors_of(rows: Sequence[Row], reference: str | None) -> Callable[[Row], Ro
     return anchor
 
 
-def findings(rows: Sequence[Row], reference: str | None) -> list[tuple[str, list[str]]]:
+def findings(rows: Sequence[Row], reference: str | None, pairs: Pairs | None = None) -> list[tuple[str, list[str]]]:
     """What the table says, as (heading, sentences). Each is computed; none is said where its figures are missing."""
     found: list[tuple[str, list[str]]] = []
     usable = [r for r in rows if r["output_tokens_per_s"] is not None]
@@ -44,10 +45,10 @@ def findings(rows: Sequence[Row], reference: str | None) -> list[tuple[str, list
             named = f"{model}: " if len(models) > 1 else ""
             take = advice([r for r in group if r["model"] == model])
             sentences += [named + take] if take else []
-        pairs = [(r, a) for r in group if (a := anchor_of(r)) is not None and a is not r]
-        sentences += [_compared(r, a) for r, a in pairs[:MAX_COMPARED]]
-        if len(pairs) > MAX_COMPARED:
-            sentences.append(f"More comparisons ({len(pairs) - MAX_COMPARED}) are in the tables.")
+        compared = [(r, a) for r in group if (a := anchor_of(r)) is not None and a is not r]
+        sentences += [_compared(r, a, pairs or Pairs()) for r, a in compared[:MAX_COMPARED]]
+        if len(compared) > MAX_COMPARED:
+            sentences.append(f"More comparisons ({len(compared) - MAX_COMPARED}) are in the tables.")
         sentences += _frontier([r for r in rows if r["dataset"] == dataset])
         if sentences:
             found.append((dataset + (f", batch size {batch}" if batch else ""), sentences))
@@ -109,7 +110,7 @@ def _at_common_batch(rows: Sequence[Row], reference: str | None) -> tuple[list[R
     return chosen, shared.pop() if len(shared) == 1 else None
 
 
-def _compared(row: Row, anchor: Row) -> str:
+def _compared(row: Row, anchor: Row, pairs: Pairs) -> str:
     parts = []
     a, b = row["output_tokens_per_s"], anchor["output_tokens_per_s"]
     noise = _noise(row, anchor, "output_tokens_per_s")
@@ -121,11 +122,13 @@ def _compared(row: Row, anchor: Row) -> str:
         parts.append(f"{times(row['hardware_usd'] / anchor['hardware_usd'])} the cost to buy")
     if row["accuracy"] is not None and anchor["accuracy"] is not None:
         points = 100 * (row["accuracy"] - anchor["accuracy"])
-        z = standard_errors(row, anchor)
+        z, same = standard_errors(row, anchor), pairs(row, anchor)
         if percent(row["accuracy"]) == percent(anchor["accuracy"]):
             parts.append(f"the same accuracy ({percent(row['accuracy'])})")
         else:
             size = "" if z is None else f", {abs(z):.1f} standard errors" + (": within noise" if abs(z) < 2 else "")
+            if same is not None:
+                size = f"; {in_words(same)}"
             change = f"accuracy {percent(row['accuracy'])} instead of {percent(anchor['accuracy'])}"
             parts.append(f"{change} ({signed(points)} points{size})")
     return f"{row['deployment']} against {anchor['deployment']}: {listing(parts)}."

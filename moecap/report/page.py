@@ -34,6 +34,7 @@ from moecap.report.facts import machine_facts, provenance_facts
 from moecap.report.findings import cache_note, findings
 from moecap.report.inputs import Inputs
 from moecap.report.numbers import binary
+from moecap.report.pairs import Pairs
 from moecap.report.paper import paper_tables
 from moecap.report.tables import (
     GOOD_PRICES,
@@ -84,6 +85,7 @@ def render_report(inputs: Inputs) -> str:
     routing, left_out = _routing(inputs.routing)
     first = _first_dataset(rows)
     of_first = [r for r in rows if r["dataset"] == first]
+    pairs = Pairs(inputs.samples)
     values = {
         "title": inputs.title or _title(rows),
         "facts": _headline(rows, reference),
@@ -91,12 +93,12 @@ def render_report(inputs: Inputs) -> str:
         "cards": answers.cards(of_first),
         "advice": answers.advice(of_first),
         "first_dataset": first,
-        "findings": findings(rows, reference),
+        "findings": findings(rows, reference, pairs),
         "rule": rule(inputs.provenance["cap"]) if inputs.provenance.get("cap") else None,
         "leaderboard": leaderboard(rows),
         "figures": drawn,
         "fewer": fewer,
-        "accuracy": accuracy_table(rows, reference),
+        "accuracy": accuracy_table(rows, reference, pairs),
         "accuracy_source": _accuracy_source(rows),
         "paper": paper_tables(rows),
         "cache": [
@@ -270,7 +272,8 @@ def _accuracy_source(rows: Sequence[Row]) -> str:
         parts.append(f"As printed: {', '.join(printed)}; by whom and with how many questions is not printed.")
     if any(r["accuracy_stderr"] is not None for r in rows):
         parts.append(
-            "Differences are taken as independent, which overstates their error where the same questions were asked."
+            "Where the same questions were asked, differences are compared question by question (Bonett and Price's "
+            "interval, McNemar's exact test); else they are taken as independent, which overstates their error."
         )
     return " ".join(parts)
 

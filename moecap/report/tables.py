@@ -10,6 +10,7 @@ from moecap.cap.table import CAP_SCHEMA
 from moecap.report.findings import anchors_of, standard_errors
 from moecap.report.inputs import ExtraTable
 from moecap.report.numbers import dollars, number, percent, prefixed, seconds, signed
+from moecap.report.pairs import Pairs, in_words
 
 Row = dict[str, Any]
 
@@ -183,7 +184,7 @@ def _differing_class(row: Row) -> str:
     return f"by purchase: {other}" if other and other != row["cap_class"] else ""
 
 
-def accuracy_table(rows: Sequence[Row], reference: str | None) -> View:
+def accuracy_table(rows: Sequence[Row], reference: str | None, pairs: Pairs | None = None) -> View:
     """One row per model × precision × engine × dataset, with the difference to the reference deployment."""
     anchor_of = anchors_of(rows, reference)
     seen: dict[tuple[Any, ...], Row] = {}
@@ -205,8 +206,9 @@ def accuracy_table(rows: Sequence[Row], reference: str | None) -> View:
         own = anchor is not None and all(anchor[c] == r[c] for c in ("model", "precision", "engine"))
         if anchor is not None and anchor["accuracy"] is not None and not own:
             difference = 100 * (r["accuracy"] - anchor["accuracy"])
-            z = standard_errors(r, anchor)
-            note = "" if z is None else f"{abs(z):.1f} standard errors"
+            z, same = standard_errors(r, anchor), pairs(r, anchor) if pairs else None
+            note = "" if z is None else f"{abs(z):.1f} standard errors, as if independent"
+            note = note if same is None else in_words(same)
         body.append(
             [
                 *_identity(r, "model", "precision", "engine", "dataset"),
