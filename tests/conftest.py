@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -55,10 +56,13 @@ def root() -> Path:
 def demo() -> Path:
     """``results/`` of the demo in this checkout, made if it is not there yet (what `make demo` does).
 
-    One trained checkpoint and one result tree serve all tests.
+    One trained checkpoint and one result tree serve all tests, also those of processes beside this one.
     """
     if not (ROOT / ".venv-quantize/bin/python").exists():
         pytest.skip("the demo needs the environment .venv-quantize; run `make test`, or `make demo`, which make it")
-    run = snakemake("--cores", str(os.cpu_count() or 1), timeout=4800)
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with (ROOT / ".cache/demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = snakemake("--cores", str(os.cpu_count() or 1), timeout=4800)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     return ROOT / "results"
