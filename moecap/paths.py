@@ -33,7 +33,8 @@ _PATTERNS = {
     # Accuracy does not depend on the number of devices; `settings` is the hash of all that it does depend on.
     "accuracy": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.parquet",
     "samples": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.samples.parquet",
-    # The spool is not declared to Snakemake: it outlives failed jobs. One entry per measured point.
+    # The spool is not declared to Snakemake: it outlives failed jobs. One entry per measured point,
+    # and the answers of every evaluation.
     "spool": "spool",
     "points": "performance/{deployment}/points.parquet",
     "requests": "performance/{deployment}/requests.parquet",

@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from moecap.accuracy.evaluate import ROW_SCHEMA, evaluate
 from moecap.checkpoints.demo import local_data
+from moecap.checkpoints.files import checkpoint_sha256
 from moecap.checkpoints.hub import check_checkpoint
-from moecap.io import write_parquet
-from moecap.jobs.workflow import script
+from moecap.io import read_json, write_parquet
+from moecap.jobs.workflow import results_of, script
 from moecap.provenance import provenance
 
 with script(snakemake) as job:  # noqa: F821
@@ -32,6 +33,8 @@ with script(snakemake) as job:  # noqa: F821
         pipeline_parallel=settings.get("pipeline_parallel", 1),
         seed=settings["seed"],
         trust_remote_code=settings.get("trust_remote_code", False),
+        spool=Path(results_of(job), "spool", "answers"),
+        checkpoint_sha256=checkpoint_sha256(read_json(job.input.manifest)),
     )
     names = {name: job.wildcards[name] for name in ("model", "precision", "engine", "dataset")}
     facts = provenance(**names, seed=settings["seed"])

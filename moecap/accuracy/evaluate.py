@@ -20,8 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from moecap.accuracy.answers import SLICE, AnswerSpool, KeepingLM
 from moecap.accuracy.context import context_tokens
 from moecap.accuracy.tasks import BUILDERS, Folder, check_scoring, check_task, known_tasks, lm_eval_tasks, own_file
+from moecap.engines.base import library_versions as engine_versions
 from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, nearest
 from moecap.paths import PROJECT_TASKS, task_layers
@@ -325,6 +327,8 @@ def evaluate(
     pipeline_parallel: int = 1,
     seed: int = 1,
     trust_remote_code: bool = False,
+    spool: str | os.PathLike[str] | None = None,
+    checkpoint_sha256: str | None = None,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Score a checkpoint on a dataset with lm-eval.
 
@@ -339,6 +343,10 @@ def evaluate(
         tensor_parallel, pipeline_parallel: how one copy of the model is spread over devices.
         seed: of lm-eval and engine.
         trust_remote_code: whether code from the checkpoint may run.
+        spool: folder where answers are kept as they come, so that no question is put to a model twice
+            (:mod:`moecap.accuracy.answers`); None: nothing is kept.
+        checkpoint_sha256: hash of the checkpoint's files (:func:`moecap.checkpoints.files.checkpoint_sha256`), under
+            which its answers are kept; without it nothing is.
 
     Returns:
         ``(row, samples)``: the row has metric, accuracy and accuracy_stderr (fractions), accuracy_n (questions
@@ -365,6 +373,20 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     _set_fewshot(tasks, dataset.get("num_fewshot"), seed)
+    kept = None
+    if spool is not None and checkpoint_sha256 is not None:
+        # Neither the place of the checkpoint nor room for longer questions changes an answer.
+        given = {
+            "checkpoint": checkpoint_sha256,
+            "lm_eval_model": lm_name,
+            "model_args": {key: value for key, value in lm_arguments.items() if key != "pretrained"},
+            "batch_size": batch_size,
+            "env": (engine.get("options") or {}).get("env") or {},
+            "chat_template": bool(dataset.get("chat_template")),
+            "seed": seed,
+            "libraries": {**engine_versions(), **library_versions("lm-eval")},
+        }
+        kept = AnswerSpool(spool, given)
     if lm_name == "vllm" and not {"max_model_len", "max_length"} & set(lm_arguments):
         chat = bool(dataset.get("chat_template"))
         context = context_tokens(model_dir, tasks["tasks"], limit=limit, chat=chat, trust=trust_remote_code)
@@ -379,7 +401,7 @@ def evaluate(
         "seed": seed,
         "model_args": {k: v for k, v in lm_arguments.items() if k != "pretrained"},
     }
-    results = _run(lm_name, lm_arguments, tasks, settings, engine)
+    results = _run(lm_name, lm_arguments, tasks, settings, engine, kept)
 
     samples = pa.Table.from_pylist(_samples(results, metric, filter_name), schema=SAMPLES_SCHEMA)
     if samples.num_rows == 0:
@@ -426,23 +448,18 @@ def _run(
     tasks: dict[str, Any],
     settings: Mapping[str, Any],
     engine: Mapping[str, Any],
+    kept: AnswerSpool | None,
 ) -> dict[str, Any]:
     import lm_eval
-    from lm_eval.api.registry import get_model
 
+    batch_size = settings["batch_size"]
     with _engine_environment(engine), ExitStack() as ranks:
-        try:
-            if lm_name == "vllm":
-                served = {"model" if k == "pretrained" else k: v for k, v in lm_arguments.items()}
-                lm_arguments = lm_arguments | ranks.enter_context(over_nodes(served))
-            model = get_model(lm_name).create_from_arg_obj(
-                _loaded(lm_name, lm_arguments), {"batch_size": settings["batch_size"]}
-            )
-        except Exception as error:
-            raise MoecapError(
-                f"{lm_name} could not load {lm_arguments['pretrained']} for the evaluation: {_first_line(error)} "
-                "The log has the rest."
-            ) from error
+        model = KeepingLM(
+            lambda: _load_model(lm_name, lm_arguments, batch_size, ranks),
+            kept,
+            # Whole batches; an engine that batches by itself needs more at a time to be kept busy.
+            SLICE if isinstance(batch_size, str) else 4 * batch_size,
+        )
         results = lm_eval.evaluate(
             lm=model,
             task_dict=tasks,
@@ -454,7 +471,24 @@ def _run(
         )
     if results is None:
         raise MoecapError("lm-eval returned no results: this process is not the first of a group.")
+    log.info("%d answers were in the spool, %d questions asked", model.reused, model.asked)
     return results
+
+
+def _load_model(lm_name: str, arguments: dict[str, Any], batch_size: int | str, ranks: ExitStack) -> Any:
+    """lm-eval's model; what else has to run for it (a vLLM over several nodes) ends with ``ranks``."""
+    from lm_eval.api.registry import get_model
+
+    try:
+        if lm_name == "vllm":
+            served = {"model" if k == "pretrained" else k: v for k, v in arguments.items()}
+            arguments = arguments | ranks.enter_context(over_nodes(served))
+        return get_model(lm_name).create_from_arg_obj(_loaded(lm_name, arguments), {"batch_size": batch_size})
+    except Exception as error:
+        raise MoecapError(
+            f"{lm_name} could not load {arguments['pretrained']} for the evaluation: {_first_line(error)} "
+            "The log has the rest."
+        ) from error
 
 
 def _loaded(lm_name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from moecap.provenance import digest
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def checkpoint_sha256(manifest: Mapping[str, Any]) -> str:
+    """Hash of a checkpoint from the hashes of its files; when and from where it was made does not matter."""
+    return digest({"files": manifest.get("files", manifest)}, 64)
 
 
 def remove_others(folder: Path, wanted: Iterable[str]) -> None:

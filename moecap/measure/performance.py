@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from moecap import io
+from moecap.checkpoints.files import checkpoint_sha256
 from moecap.engines import equality
 from moecap.engines.base import LOAD_S, Engine, EngineSpec, RunResult, library_versions, spec_of
 from moecap.engines.base import load as load_engine
@@ -657,12 +658,6 @@ def engine_spec(
     )
 
 
-def manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    """Hash of a checkpoint from the hashes of its files; when and from where it was made does not matter."""
-    files = manifest.get("files", manifest)
-    return key_of({"files": files})
-
-
 def _check_checkpoint(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
     """Refuse a damaged checkpoint before an engine stumbles over it: by its structure, a small one by every byte."""
     from moecap.checkpoints.hub import check_checkpoint, verify_manifest
@@ -814,7 +809,7 @@ def run_job(
         spec,
         workloads,
         Spool(spool),
-        manifest_sha256=manifest_sha256(facts_of_checkpoint),
+        manifest_sha256=checkpoint_sha256(facts_of_checkpoint),
         hardware=expected["fingerprint"],
         settings=settings,
         name=name,

@@ -49,6 +49,8 @@ def workflow(demo: Path, tmp_path: Path) -> Path:
     (folder / ".venv-quantize").symlink_to(ROOT / ".venv-quantize")
     for path in (f"performance/{DEPLOYMENT}", f"metrics/{DEPLOYMENT}"):
         shutil.rmtree(folder / "results" / path)
+    # Its scores too: of their answers nothing is lost.
+    shutil.rmtree(folder / "results/accuracy/demo-moe/bf16")
     for path in (f"metrics/{DEPLOYMENT}.parquet", f"cost/{DEPLOYMENT}.parquet", "cap.parquet"):
         (folder / "results" / path).unlink()
     for run, entry in spool(folder).items():
@@ -60,12 +62,12 @@ def workflow(demo: Path, tmp_path: Path) -> Path:
 def spool(workflow: Path) -> dict[tuple[str, int, int], Path]:
     """(dataset, batch size, repeat) -> its entry, of the deployment's timed runs that are kept."""
     manifest = json.loads((workflow / "results/models/demo-moe/bf16/manifest.json").read_text())
-    from moecap.measure.performance import manifest_sha256
+    from moecap.checkpoints.files import checkpoint_sha256
 
     found = {}
     for path in (workflow / "results/spool/points").glob("??/*/entry.json"):
         facts = json.loads(path.read_text())["facts"]
-        if facts["checkpoint"] == manifest_sha256(manifest):
+        if facts["checkpoint"] == checkpoint_sha256(manifest):
             found[facts["dataset"], facts["batch_size"], facts["repeat"]] = path.parent
     return found
 
@@ -125,6 +127,8 @@ def test_a_killed_demo_goes_on_where_it_was(workflow: Path, demo: Path, tmp_path
     left = whole - len(killed)
     assert f"{DEPLOYMENT}: {len(killed)} of {whole} timed runs are in the spool, {left} to measure" in said
     assert f"({left} of {left})" in said
+    scored = [path.read_text() for path in (workflow / "results/logs/accuracy/demo-moe/bf16").rglob("*.log")]
+    assert scored and all("answers were in the spool, 0 questions asked" in text for text in scored)
     after = spool(workflow)
     assert {run: path.name for run, path in after.items()} == {
         run: path.name for run, path in spool(demo.parent).items()
