@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moecap.checks.replay_check import COMPARED, GOALS, Ids, Run, compare
+from moecap.checks.replay_check import COMPARED, GOALS, SCHEMA, Ids, Run, compare
 from moecap.documents import read_yaml
 from moecap.engines.base import Request, RunResult, library_versions, load
 from moecap.engines.tokens import sequence_hash
@@ -36,6 +36,12 @@ from moecap.model.counted import anatomy as anatomy_of
 from moecap.routing import replay
 from moecap.routing.decode_trace import Tracer, tokens_of
 
+
+def about(name: str) -> dict[str, str]:
+    """What is known of a column of the check's table: its meaning, label, form."""
+    return {key.decode(): text.decode() for key, text in SCHEMA.field(name).metadata.items()}
+
+
 # Runs per batch size: a small batch needs more of them for as many tokens.
 RUNS = {1: 32, 4: 16, 16: 8, 64: 4}
 COLUMNS = {
@@ -43,7 +49,7 @@ COLUMNS = {
     "batch_size": "",
     "runs": "runs compared",
     "same_tokens": "share of sequences that came out the same with and without hooks",
-    **{name: meaning for name, _, _, _, meaning in COMPARED},
+    **{name: about(name)["meaning"] for name in COMPARED},
     "run_s": "wall time of the timed runs, s",
     "replay_s": "wall time of the replay of their sequences, s",
     "replay_over_run": "ratio of the two",
@@ -176,20 +182,20 @@ def _replay(backend: Any, sequences: dict[str, list[int]]) -> dict[str, np.ndarr
 
 def markdown(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
     """The report: what was done, on what, the table, and whether the goals are met."""
-    labels = {name: (label, unit) for name, _, label, unit, _ in COMPARED if name not in UNSHOWN}
+    columns = [name for name in COMPARED if name not in UNSHOWN]
     shown = {
         "precision": "precision",
         "batch_size": "batch",
-        **{name: label for name, (label, _) in labels.items()},
+        **{name: about(name).get("label") or name.replace("_", " ") for name in columns},
         "replay_over_run": "replay / run",
     }
 
     def cell(name: str, value: Any) -> str:
         if isinstance(value, str):
             return value
-        unit = labels.get(name, ("", ""))[1]
-        if unit in ("share", "error"):
-            return f"{100 * value:.{1 if unit == 'share' else 3}f}%"
+        form = about(name).get("form") if name in columns else None
+        if form in ("share", "error"):
+            return f"{100 * value:.{1 if form == 'share' else 3}f}%"
         return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value:.3f}"
 
     lines = [

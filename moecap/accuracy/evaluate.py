@@ -23,6 +23,9 @@ import pyarrow as pa
 from moecap.accuracy.answers import SLICE, AnswerSpool, KeepingLM
 from moecap.accuracy.context import context_tokens
 from moecap.accuracy.tasks import BUILDERS, Folder, check_scoring, check_task, known_tasks, lm_eval_tasks, own_file
+from moecap.columns.accuracy import ACCURACY, ANSWER, EVALUATION
+from moecap.columns.base import schema
+from moecap.columns.deployment import DEPLOYMENT, POINT
 from moecap.engines.base import library_versions as engine_versions
 from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, nearest
@@ -31,35 +34,12 @@ from moecap.provenance import library_versions
 
 log = logging.getLogger(__name__)
 
-ROW_SCHEMA = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("model", "precision", "engine", "dataset")),
-        pa.field("metric", pa.string(), metadata={"meaning": "lm-eval's metric and, after the comma, its filter"}),
-        pa.field("accuracy", pa.float64(), metadata={"unit": "1", "meaning": "mean of the metric over accuracy_n"}),
-        pa.field("accuracy_stderr", pa.float64(), metadata={"unit": "1", "meaning": "standard error of accuracy"}),
-        pa.field("accuracy_n", pa.int64(), metadata={"meaning": "questions attempted"}),
-        pa.field("accuracy_failed", pa.int64(), metadata={"meaning": "questions without a response; count as wrong"}),
-        pa.field("accuracy_degenerate", pa.int64(), metadata={"meaning": "wrong: empty, blank or one character only"}),
-        pa.field("settings", pa.string(), metadata={"meaning": "JSON of what the evaluation was given"}),
-        pa.field("task_hash", pa.string(), metadata={"meaning": "hash of the task's config and local data"}),
-        pa.field("lm_eval_version", pa.string()),
-        pa.field("engine_version", pa.string()),
-    ]
+ROW_SCHEMA = schema(
+    "model precision engine dataset metric accuracy accuracy_stderr accuracy_n accuracy_failed accuracy_degenerate "
+    "settings task_hash lm_eval_version engine_version",
+    *(DEPLOYMENT, POINT, ACCURACY, EVALUATION),
 )
-
-SAMPLES_SCHEMA = pa.schema(
-    [
-        pa.field("task", pa.string(), metadata={"meaning": "lm-eval task; a group has several"}),
-        pa.field("doc_id", pa.int32(), metadata={"meaning": "index in the task's test split"}),
-        pa.field("prompt", pa.string()),
-        pa.field("target", pa.string(), metadata={"meaning": "the right answer; for choices, its text"}),
-        pa.field("response", pa.string(), metadata={"meaning": "text generated, or the choice found likeliest"}),
-        pa.field("loglikelihoods", pa.list_(pa.float64()), metadata={"meaning": "of each choice; null if generated"}),
-        pa.field("score", pa.float64(), metadata={"meaning": "the metric's value for this question"}),
-        pa.field("degenerate", pa.bool_(), metadata={"meaning": "wrong, and empty, blank or one character repeated"}),
-        pa.field("failed", pa.bool_(), metadata={"meaning": "no response came; counts as wrong"}),
-    ]
-)
+SAMPLES_SCHEMA = schema("task doc_id prompt target response loglikelihoods score degenerate failed", ANSWER)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks

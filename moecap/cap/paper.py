@@ -14,6 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from moecap.columns.accuracy import ACCURACY, EVALUATION
+from moecap.columns.base import schema
+from moecap.columns.deployment import DEPLOYMENT, POINT, STATUS
+from moecap.columns.performance import PERFORMANCE
 from moecap.documents import Row as CsvRow
 from moecap.documents import read_csv
 from moecap.errors import Collector, Place, nearest
@@ -148,30 +152,12 @@ def deployments(rows: Sequence[Mapping[str, Any]], hardware: str = HARDWARE) -> 
     return list(found.values())
 
 
-METRICS_SCHEMA = pa.schema(
-    [
-        pa.field("deployment", pa.string()),
-        pa.field("dataset", pa.string()),
-        pa.field("batch_size", pa.int32(), metadata={"meaning": "as printed; null where it is not"}),
-        pa.field("workload", pa.string()),
-        pa.field("output_tokens_per_s", pa.float64(), metadata={"unit": "1/s", "meaning": "throughput as printed"}),
-        pa.field("status", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("printed_hardware_usd", pa.float64(), metadata={"unit": "USD", "meaning": "cost as printed"}),
-        pa.field("printed_class", pa.string(), metadata={"meaning": "the paper's own label"}),
-        pa.field("printed_note", pa.string()),
-    ]
+METRICS_SCHEMA = schema(
+    "deployment dataset batch_size workload output_tokens_per_s status source printed_hardware_usd printed_class "
+    "printed_note",
+    *(DEPLOYMENT, POINT, PERFORMANCE, STATUS),
 )
-
-ACCURACY_SCHEMA = pa.schema(
-    [
-        pa.field("deployment", pa.string()),
-        pa.field("dataset", pa.string()),
-        pa.field("metric", pa.string()),
-        pa.field("accuracy", pa.float64(), metadata={"unit": "1", "meaning": "share of right answers, as printed"}),
-        pa.field("source", pa.string()),
-    ]
-)
+ACCURACY_SCHEMA = schema("deployment dataset metric accuracy source", DEPLOYMENT, POINT, ACCURACY, EVALUATION, STATUS)
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

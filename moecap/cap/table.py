@@ -1,9 +1,7 @@
 """The CAP table: one tidy row per deployment × dataset × batch size, with what it costs, how well it answers, how fast.
 
-``CAP_SCHEMA`` is data: every column carries its unit, meaning and source in the Parquet field metadata, and
-``docs/schema.md`` is generated from it (``python -m moecap.cap.table > docs/schema.md``). :func:`cap_table` is a pure
-join of
-what the stages before wrote. A value that nobody measured is null, never 0; a deployment that failed keeps its rows.
+Its columns are in :mod:`moecap.cap.schema`. :func:`cap_table` is a pure join of what the stages before wrote. A
+value that nobody measured is null, never 0; a deployment that failed keeps its rows.
 """
 
 from __future__ import annotations
@@ -12,12 +10,13 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from moecap.cap.schema import CAP_SCHEMA
+from moecap.columns.base import F64, I32, I64, TEXT
 from moecap.errors import MoecapError, nearest
 from moecap.io import METADATA_KEY
 from moecap.jobs.failures import SCOPE, applies
@@ -30,350 +29,6 @@ KEY = ("deployment", "dataset", "batch_size")
 STATUSES = ("measured", "estimated", "paper", "failed", "missing")
 # What an accuracy or the record of a failure may be keyed by: the fields that it has must agree with the row's.
 Z95 = 1.959963984540054  # two-sided 95% of the normal distribution
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the CAP table; ``interval`` adds ``NAME_low`` and ``NAME_high``."""
-
-    name: str
-    type: pa.DataType
-    unit: str
-    meaning: str
-    source: str = ""
-    interval: bool = False
-    nullable: bool = True
-
-    def fields(self) -> list[pa.Field]:
-        """The Arrow fields: the column itself, then its interval's ends."""
-        found = [self._field(self.name, self.meaning, self.nullable)]
-        if self.interval:
-            for end, word in (("low", "Lower"), ("high", "Upper")):
-                found.append(self._field(f"{self.name}_{end}", f"{word} end of the 95% interval of `{self.name}`."))
-        return found
-
-    def _field(self, name: str, meaning: str, nullable: bool = True) -> pa.Field:
-        metadata = {"unit": self.unit, "meaning": meaning, "source": self.source}
-        return pa.field(name, self.type, nullable, {k: v for k, v in metadata.items() if v})
-
-
-_S, _I, _L, _F, _B = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
-
-
-def _utilizations() -> list[Column]:
-    """MBU, S-MBU, MFU and S-MFU, for decode and prefill, as printed and with the complete count."""
-    formulas = {
-        "mbu": ("Memory bandwidth utilization: every weight and the KV cache over the time of a step", "eq. (1)"),
-        "s_mbu": ("Sparse MBU: the weights of activated experts only", "eq. (3)"),
-        "mfu": ("Model FLOPs utilization, all parameters counted", "eq. (2)"),
-        "s_mfu": ("Sparse MFU: top-k and shared experts and the router", "eq. (4)"),
-    }
-    complete = {
-        "mbu": "also router, norms, output head, embedding rows and state",
-        "s_mbu": "also router, shared experts, norms, output head, embedding rows and activations",
-        "mfu": "also attention scores, which grow with the context, and the output head",
-        "s_mfu": "also attention scores, which grow with the context, and the output head",
-    }
-    columns = []
-    for phase in ("decode", "prefill"):
-        for name, (meaning, source) in formulas.items():
-            columns.append(Column(f"{phase}_{name}", _F, "1", f"{meaning}; {phase}, as printed.", source, True))
-            columns.append(
-                Column(
-                    f"{phase}_{name}_complete",
-                    _F,
-                    "1",
-                    f"{meaning}; {phase}, complete count: {complete[name]}.",
-                    f"{source}, completed",
-                    True,
-                )
-            )
-    return columns
-
-
-SECTIONS: dict[str, list[Column]] = {
-    "Deployment": [
-        Column("deployment", _S, "", "Id of the row of the deployment table.", nullable=False),
-        Column("model", _S, "", "Name of the model's catalogue entry.", nullable=False),
-        Column("precision", _S, "", "Name of the precision's catalogue entry."),
-        Column("engine", _S, "", "Name of the engine's catalogue entry; null where the source does not name one."),
-        Column("engine_version", _S, "", "Version that the engine reported."),
-        Column("hardware", _S, "", "Name of the hardware's catalogue entry."),
-        Column("devices", _I, "1", "Devices (GPUs, or CPU machines) that hold the model."),
-        Column("tensor_parallel", _I, "1", "Ranks of tensor parallelism."),
-        Column("pipeline_parallel", _I, "1", "Ranks of pipeline parallelism."),
-        Column("expert_parallel", _I, "1", "Ranks of expert parallelism."),
-        Column("data_parallel", _I, "1", "Replicas."),
-        Column("offload", _S, "", "Where weights that do not fit the devices are kept; null: nowhere."),
-        Column("dataset", _S, "", "Name of the dataset's catalogue entry.", nullable=False),
-        Column("workload", _S, "", "What was timed: prompts, output length, order of arrival."),
-        Column("batch_size", _I, "1", "Requests submitted together."),
-    ],
-    "Status": [
-        Column(
-            "status",
-            _S,
-            "",
-            "measured | estimated (the schedule of steps was inferred, not recorded) | paper (printed in the paper) | "
-            "failed | missing (not run yet).",
-            nullable=False,
-        ),
-        Column("failure_stage", _S, "", "Stage that failed."),
-        Column("failure_reason", _S, "", "What failed, in one sentence."),
-        Column("failure_log", _S, "", "Path of the log."),
-        Column("source", _S, "", "For a row that was not measured here: where it is printed."),
-        Column("printed_class", _S, "", "The class that is printed there."),
-        Column("printed_hardware_usd", _F, "USD", "The purchase price that is printed there."),
-        Column("printed_note", _S, "", "What else is printed about the same, where the source contradicts itself."),
-    ],
-    "Accuracy": [
-        Column("accuracy", _F, "1", "Share of right answers, 0 to 1.", "lm-eval, the task's main metric", True),
-        Column("accuracy_stderr", _F, "1", "Standard error of `accuracy`.", "lm-eval"),
-        Column("accuracy_n", _L, "1", "Questions asked."),
-        Column("accuracy_metric", _S, "", "Name of the metric (and filter) of lm-eval."),
-    ],
-    "Performance": [
-        Column("ttft_s", _F, "s", "Time to first token: mean over requests, queueing included.", "§3", True),
-        Column(
-            "tpot_s",
-            _F,
-            "s",
-            "Time per output token after the first: mean over requests.",
-            "TPOT of eqs. (1), (3)",
-            True,
-        ),
-        Column("itl_s", _F, "s", "Inter-token latency: mean of the times between tokens of one request.", "§3", True),
-        Column(
-            "output_tokens_per_s", _F, "1/s", "Generated tokens over wall time.", "T_token of eqs. (2), (4), (7)", True
-        ),
-        Column("total_tokens_per_s", _F, "1/s", "Prompt and generated tokens over wall time.", "", True),
-        Column("ttft_p50_s", _F, "s", "Median of the time to first token over requests."),
-        Column("ttft_p99_s", _F, "s", "99th percentile of the time to first token over requests."),
-        Column("itl_p50_s", _F, "s", "Median of the times between tokens."),
-        Column("itl_p99_s", _F, "s", "99th percentile of the times between tokens."),
-        Column("requests", _L, "1", "Requests in all repeats."),
-        Column("repeats", _I, "1", "Timed repeats, warm-up excluded."),
-        Column(
-            "disturbed_repeats",
-            _I,
-            "1",
-            "Repeats while others took more than 5 % of the machine's CPU time, or a GPU, also when timed once more.",
-        ),
-        Column("external_cpu_share", _F, "1", "The most that other processes used of the CPU time in a repeat."),
-        Column("cpu_steal_share", _F, "1", "The most that a hypervisor took of the CPU time in a repeat."),
-        Column("other_gpu_processes", _I, "1", "The most processes of others on the GPUs in a repeat."),
-        Column("steps", _L, "1", "Engine steps in all repeats."),
-        Column("mixed_step_share", _F, "1", "Share of steps that computed prefill and decode tokens together."),
-    ],
-    "Utilization": [
-        *_utilizations(),
-        Column("mfu", _F, "1", "MFU over the whole run, prefill and decode, T_token as in eq. (7).", "eq. (2)"),
-        Column("s_mfu", _F, "1", "S-MFU over the whole run, prefill and decode, T_token as in eq. (7).", "eq. (4)"),
-        Column("mbu_over_s_mbu", _F, "1", "How much MBU overestimates: `decode_mbu` / `decode_s_mbu`.", "§4.1", True),
-        *(
-            Column(
-                f"decode_{tier}_utilization", _F, "1", f"Offloaded weights, decode: bytes that {what} moves, complete."
-            )
-            for tier, what in (
-                ("hbm", "the devices' memory"),
-                ("pcie", "the way from the host"),
-                ("dram", "the host's memory"),
-                ("ssd", "storage"),
-            )
-        ),
-        Column(
-            "utilization_above_one",
-            _B,
-            "",
-            "True: a utilization exceeds 1. Bytes, time or peak are wrong, or a cache holds the model.",
-        ),
-        Column("peak_bytes_per_s", _F, "B/s", "Peak memory bandwidth of all devices.", "B_peak of eqs. (1), (3)"),
-        Column(
-            "peak_flops", _F, "FLOP/s", "Dense peak of all devices at the dtype computed in.", "F_peak of eqs. (2), (4)"
-        ),
-        Column("utilizations_above_one", pa.list_(_S), "", "Which utilizations exceed 1."),
-        Column("compute_dtype", _S, "", "Dtype that the matrix products run in."),
-        Column(
-            "peak_source",
-            _S,
-            "",
-            "measured (calibration) or catalogue (data sheet), with the weakest status of its figures.",
-        ),
-    ],
-    "Bytes": [
-        Column("layers", _I, "1", "Layers of the model."),
-        Column("moe_layers", _I, "1", "Layers with routed experts."),
-        Column("weight_bytes", _F, "B", "All weights as stored."),
-        Column(
-            "decode_mbu_bytes", _F, "B", "Mean bytes that MBU assumes a decode step reads.", "S_model + S_KV of eq. (1)"
-        ),
-        Column(
-            "decode_s_mbu_bytes",
-            _F,
-            "B",
-            "Mean bytes that S-MBU counts per decode step.",
-            "S_activated + S_KV of eq. (3)",
-        ),
-        Column(
-            "decode_s_mbu_complete_bytes", _F, "B", "Mean bytes per decode step, complete count.", "eq. (3), completed"
-        ),
-        Column(
-            "decode_mbu_complete_bytes",
-            _F,
-            "B",
-            "Mean bytes per decode step, complete count, all experts read.",
-            "eq. (1), completed",
-        ),
-        Column("decode_kv_bytes", _F, "B", "Mean bytes of KV cache read per decode step.", "S_KV of eqs. (1), (3)"),
-        Column(
-            "unique_experts",
-            _F,
-            "1",
-            "Mean number of distinct routed experts per MoE layer and decode step.",
-            "1[l,i] of eq. (3)",
-        ),
-    ],
-    "Energy": [
-        Column(
-            "power_w", _F, "W", "Mean power of the whole deployment over the measured window.", "P of eq. (6)", True
-        ),
-        Column(
-            "energy_source", _S, "", "What `power_w` is: nvml or rapl (measured), estimated (load and TDP), catalogue."
-        ),
-        Column("joules_per_token", _F, "J", "Energy per generated token under load.", "", True),
-        Column("tokens_per_s_per_kw", _F, "1/(s kW)", "Throughput per kW.", "", True),
-        Column("tokens_per_kwh", _F, "1/kWh", "Generated tokens per kWh.", "§2", True),
-    ],
-    "Cost": [
-        Column("hardware_usd", _F, "USD", "Purchase price of the whole deployment.", "C_hardware of eq. (5)", True),
-        Column("energy_kwh", _F, "kWh", "Energy over the lifetime at full load.", "C_energy of eq. (6)", True),
-        Column("energy_usd", _F, "USD", "Price of `energy_kwh`.", "eqs. (6), (7)", True),
-        Column(
-            "usd_per_million_tokens",
-            _F,
-            "USD",
-            "Cost of 10⁶ generated tokens over the lifetime.",
-            "C_token of eq. (7) × 10⁶",
-            True,
-        ),
-        Column("tokens_per_usd", _F, "1/USD", "Generated tokens per dollar.", "1 / C_token of eq. (7)", True),
-        Column(
-            "usd_per_million_input_tokens", _F, "USD", "Cost of 10⁶ prompt tokens: the time of prefill.", interval=True
-        ),
-        Column(
-            "usd_per_million_output_tokens",
-            _F,
-            "USD",
-            "Cost of 10⁶ generated tokens: the time of decode alone.",
-            interval=True,
-        ),
-        Column("capital_share", _F, "1", "Share of the purchase in the cost of the lifetime.", interval=True),
-        Column("operating_share", _F, "1", "Share of the energy in the cost of the lifetime.", interval=True),
-        Column("usd_per_hour", _F, "USD/h", "Cost of an hour under load, purchase and energy.", interval=True),
-        Column("run_usd", _F, "USD", "Cost of the timed run.", interval=True),
-        Column(
-            "evaluation_usd",
-            _F,
-            "USD",
-            "Cost of serving as many requests as accuracy asked questions, each as in the timed run.",
-            interval=True,
-        ),
-        Column("rental_usd_per_hour", _F, "USD/h", "What the same devices cost to rent.", interval=True),
-        Column(
-            "rental_usd_per_million_tokens", _F, "USD", "Cost of 10⁶ generated tokens on rented devices.", interval=True
-        ),
-        Column("rental_source", _S, "", "Offers that the rental price is made of."),
-        Column(
-            "spot_usd_per_million_tokens",
-            _F,
-            "USD",
-            "The same on spot instances, interruptions included; null unless the config describes them.",
-            interval=True,
-        ),
-        Column(
-            "elastic_usd_per_million_tokens",
-            _F,
-            "USD",
-            "The same in rented replicas that follow the config's demand.",
-            interval=True,
-        ),
-        Column("elastic_replicas", _F, "1", "Mean number of those replicas.", interval=True),
-        Column(
-            "serverless_usd_per_million_tokens",
-            _F,
-            "USD",
-            "The same on workers paid by the second, cold starts and idle time included.",
-            interval=True,
-        ),
-        Column("api_usd_per_million_input_tokens", _F, "USD", "What others ask for 10⁶ prompt tokens of the model."),
-        Column(
-            "api_usd_per_million_output_tokens", _F, "USD", "What others ask for 10⁶ generated tokens of the model."
-        ),
-        Column("api_source", _S, "", "Offers that the API price is made of."),
-        Column(
-            "gpu_only_usd_per_million_tokens", _F, "USD", "What costing the GPUs alone would have said.", interval=True
-        ),
-        Column(
-            "gpu_only_error",
-            _F,
-            "1",
-            "How far that is from `usd_per_million_tokens`; −0.1 is 10% too low.",
-            interval=True,
-        ),
-        Column("gpu_only_purchase_error", _F, "1", "How far the GPUs' price alone is from `hardware_usd`."),
-        Column("gpu_only_energy_error", _F, "1", "How far the GPUs' power alone is from `power_w`."),
-        Column(
-            "lifetime_years",
-            _F,
-            "a",
-            "Lifetime R over which the purchase is spread; a year is 8,766 h.",
-            "R of eq. (7)",
-        ),
-        Column("usd_per_kwh", _F, "USD/kWh", "Price of electricity.", "$/kWh of eq. (7)"),
-        Column("pue", _F, "1", "Power usage effectiveness of the site."),
-        Column("utilisation", _F, "1", "Share of the lifetime under load."),
-        Column(
-            "price_status",
-            _S,
-            "",
-            "What the prices rest on, the weakest of them: verified | derived | fitted | unverified | assumption.",
-        ),
-        Column("price_source", _S, "", "Where the prices come from, with date."),
-        Column("price_complete", _B, "", "False: a part has no price, so that `hardware_usd` is a lower bound."),
-        Column("price_notes", _S, "", "What is counted how."),
-        Column("electricity_status", _S, "", "What the price of electricity rests on."),
-        Column("electricity_source", _S, "", "Where the price of electricity comes from."),
-        Column("figures_unverified", _B, "", "True: a figure behind the cost has no source that was read."),
-    ],
-    "Trade-off": [
-        Column(
-            "cap_class",
-            _S,
-            "",
-            "Which of C, A and P the row holds against the reference deployment; cost per token.",
-            "§3",
-        ),
-        Column("cap_class_purchase", _S, "", "The same with the cost of buying.", "§3"),
-        Column("cap_reference", _S, "", "Deployment that classes are measured against."),
-        Column(
-            "pareto_frequency",
-            _F,
-            "1",
-            "Share of draws (cost, accuracy and throughput within their intervals) in which no other row of the "
-            "dataset is better in one of the three and no worse in the others.",
-        ),
-    ],
-    "Provenance": [
-        Column("seed", _L, "", "Seed of the run."),
-        Column("hardware_fingerprint", _S, "", "Hash of the hardware as detected."),
-        Column("libraries", _S, "", "Versions of the libraries, JSON."),
-        Column("start_unix_s", _F, "s", "Start of the first timed repeat, seconds since 1970 UTC."),
-    ],
-}
-
-COLUMNS: tuple[Column, ...] = tuple(c for columns in SECTIONS.values() for c in columns)
-CAP_SCHEMA: pa.Schema = pa.schema([field for column in COLUMNS for field in column.fields()])
-INTERVALS: frozenset[str] = frozenset(c.name for c in COLUMNS if c.interval)
 
 
 def cap_table(
@@ -600,49 +255,6 @@ def _draw(
     return np.stack(columns, axis=-1)
 
 
-EQUATIONS = (
-    "1. MBU = (S_model + S_KV) / TPOT / B_peak, with S_model = n_layer × (S_attn + S_ff)",
-    "2. MFU = T_token × F_token / F_peak",
-    "3. S-MBU = (S_activated + S_KV) / TPOT / B_peak, with S_activated = n_layer × S_attn + Σ_l Σ_i 1[l,i] × S_expert",
-    "4. S-MFU = T_token × S-F_token / F_peak, with S-F_token = 2 N_attn + 2 N_router + 2 k_expert N_expert",
-    "5. C_hardware = C_GPU + C_CPU + C_motherboard + C_DRAM + C_SSD",
-    "6. C_energy = (P_GPU + P_CPU + P_C2M + P_PCIe + P_NVLink) × R",
-    "7. C_token = (C_hardware + C_energy × $/kWh) / (T_token × R)",
-)
-
-
-def schema_markdown() -> str:
-    """``docs/schema.md``: every column with type, unit, meaning and source."""
-    lines = [
-        "# The CAP table",
-        "",
-        "`results/cap.parquet`: one row per deployment × dataset × batch size. The same descriptions are in the",
-        "Parquet file, per field (`unit`, `meaning`, `source`); its key-value metadata (key `moecap`, JSON) says what",
-        "made it.",
-        "Null means that nobody measured it; it is never written as 0. `status` says whether the timed run is there:",
-        "what of a row is estimated (power, prices) is said by `energy_source` and `price_status`.",
-        "A column marked ± has two more, `NAME_low` and `NAME_high`: its 95% interval; of a price (to buy, to rent)",
-        "the whole range of its quotes. What is computed from several uncertain figures has the 95% interval of draws",
-        "from all of them, which is narrower than their extremes.",
-        "",
-        "Equations are those of the MoE-CAP paper:",
-        "",
-        *EQUATIONS,
-        "",
-        "In decode, a measured utilization divides by the time of the decode steps, where the equations say TPOT: it",
-        "leaves out what lies between steps, and so is a little higher (the demo: by less than 1%).",
-        "",
-        "This page is generated: `python -m moecap.cap.table > docs/schema.md`.",
-    ]
-    for section, columns in SECTIONS.items():
-        lines += ["", f"## {section}", "", "| column | type | unit | meaning | source |", "|---|---|---|---|---|"]
-        for c in columns:
-            name = f"`{c.name}`{' ±' if c.interval else ''}"
-            cells = (name, str(c.type), c.unit if c.unit != "1" else "", c.meaning, c.source)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 # --- the join's parts ---------------------------------------------------------------------------------------------
 
 
@@ -725,7 +337,7 @@ def _status(measured: Row | None, failed: Mapping[str, Any] | None) -> str:
 
 
 def _plain(value: Any, field: pa.Field) -> Any:
-    if value is None or (isinstance(value, str) and not value and field.type != _S):
+    if value is None or (isinstance(value, str) and not value and field.type != TEXT):
         return None
     if isinstance(value, float | np.floating):
         if math.isnan(value):
@@ -734,12 +346,12 @@ def _plain(value: Any, field: pa.Field) -> Any:
             raise MoecapError(
                 f"CAP table, column {field.name}: the value is infinite; a division by zero lies upstream."
             )
-    if field.type in (_I, _L):  # Arrow would cut 1.5 down to 1
+    if field.type in (I32, I64):  # Arrow would cut 1.5 down to 1
         whole = int(value)
         if whole != float(value):
             raise MoecapError(f"CAP table, column {field.name}: {value!r} is not a whole number.")
         return whole
-    if field.type == _F and not isinstance(value, bool):
+    if field.type == F64 and not isinstance(value, bool):
         return float(value)
     return value
 
@@ -755,7 +367,3 @@ def _first_odd(values: Sequence[Any], kind: pa.DataType) -> Any:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, default=str).encode()
-
-
-if __name__ == "__main__":
-    print(schema_markdown(), end="")

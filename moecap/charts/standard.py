@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from moecap.cap.paper import FIGURE_4, FIGURE_5
-from moecap.cap.table import CAP_SCHEMA
+from moecap.cap.schema import CAP_SCHEMA
 from moecap.charts.batch import by_batch
 from moecap.charts.draw import FORMATS, save
 from moecap.charts.paper import paper_figure

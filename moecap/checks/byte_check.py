@@ -18,6 +18,10 @@ import pyarrow as pa
 
 from moecap.checkpoints.dequantize import load_causal_lm
 from moecap.checks.measured_bytes import Counted, decode_step, one_by_one
+from moecap.columns.base import schema
+from moecap.columns.checks import BYTES_CHECK
+from moecap.columns.deployment import DEPLOYMENT, POINT
+from moecap.columns.performance import BYTES
 from moecap.engines.transformers.replay import TransformersBackend
 from moecap.errors import MoecapError
 from moecap.io import read_json
@@ -38,46 +42,13 @@ WHOLE = "whole model"
 BATCH_SIZES = (1, 4, 16, 64)
 PROMPT_TOKENS = 32
 
-_ERRORS = ("total_error", "mbu_overestimate")
-_F = pa.float64()
-#: name, type, heading, unit, meaning
-_COLUMNS: tuple[tuple[str, pa.DataType, str, str, str], ...] = (
-    ("model", pa.string(), "model", "", "model"),
-    ("precision", pa.string(), "precision", "", "how its weights are stored"),
-    ("layer", pa.string(), "layer", "", "which layer: its index, or the whole model"),
-    ("batch_size", pa.int32(), "batch", "1", "sequences of the decode step, one token each"),
-    ("context_tokens", pa.int32(), "context", "1", "tokens of each sequence in the KV cache, the step's own included"),
-    ("unique_experts", _F, "unique experts", "1", "routed experts that some token was sent to; mean over layers"),
-    ("mbu_bytes", _F, "MBU, eq. (1)", "B", "MBU's count, eq. (1): every expert, and the KV cache"),
-    ("s_mbu_bytes", _F, "S-MBU, eq. (3)", "B", "S-MBU's count as printed, eq. (3)"),
-    ("s_mbu_complete_bytes", _F, "S-MBU, complete", "B", "S-MBU's complete count"),
-    ("measured_bytes", _F, "measured", "B", "measured: weights, KV cache and activations of products"),
-    ("predicted_weight_bytes", _F, "weights, predicted", "B", "weights of the complete count"),
-    ("measured_weight_bytes", _F, "weights, measured", "B", "weights that the step's ops read"),
-    ("predicted_kv_bytes", _F, "KV cache, predicted", "B", "KV cache of the complete count"),
-    ("measured_kv_bytes", _F, "KV cache, measured", "B", "KV cache that the step's ops read"),
-    ("predicted_activation_bytes", _F, "activations, predicted", "B", "activations of the complete count: an estimate"),
-    (
-        "measured_activation_bytes",
-        _F,
-        "activations, measured",
-        "B",
-        "activations that products and attention moved",
-    ),
-    ("unfused_bytes", _F, "unfused", "B", "activations that all other ops moved; engines that fuse move fewer"),
-    ("total_error", _F, "complete / measured − 1", "1", "complete count over measured, minus 1"),
-    ("weights_over_activations", _F, "weights / activations", "1", "measured weights over measured activations"),
-    ("mbu_overestimate", _F, "MBU / measured − 1", "1", "MBU's count over measured, minus 1"),
-)
-SCHEMA = pa.schema(
-    [
-        pa.field(
-            name,
-            dtype,
-            metadata={"label": label, "unit": unit, "meaning": text, **({"form": "error"} if name in _ERRORS else {})},
-        )
-        for name, dtype, label, unit, text in _COLUMNS
-    ]
+SCHEMA = schema(
+    "model precision layer batch_size context_tokens unique_experts mbu_bytes s_mbu_bytes s_mbu_complete_bytes "
+    "measured_bytes predicted_weight_bytes measured_weight_bytes predicted_kv_bytes measured_kv_bytes "
+    "predicted_activation_bytes measured_activation_bytes unfused_bytes total_error weights_over_activations "
+    "mbu_overestimate",
+    *(DEPLOYMENT, POINT, BYTES, BYTES_CHECK),
+    about={"batch_size": {"label": "batch"}},
 )
 
 

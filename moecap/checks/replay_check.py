@@ -14,6 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moecap.columns.base import schema
+from moecap.columns.checks import REPLAY_CHECK
+from moecap.columns.deployment import DEPLOYMENT, POINT
+from moecap.columns.performance import BYTES, PERFORMANCE
 from moecap.engines.tokens import expert_id_dtype
 from moecap.metrics.steps import step_table
 from moecap.metrics.table import AMOUNTS, step_amounts
@@ -21,54 +25,26 @@ from moecap.metrics.table import AMOUNTS, step_amounts
 #: The largest error of S-MBU at a batch size, and the replay's time over that of the runs, that are good enough.
 GOALS = {"s_mbu_error": 0.002, "replay_over_run": 0.25}
 
-FORMS = {form: {"unit": "1", "form": form} for form in ("share", "error")}
-_F, _I = pa.float64(), pa.int64()
-#: name, type, heading, unit (or how a ratio is shown), meaning of what is compared at one batch size.
-COMPARED: tuple[tuple[str, pa.DataType, str, str, str], ...] = (
-    ("decode_steps", _I, "decode steps", "1", "decode steps compared"),
-    ("token_layers", _I, "token × layer", "1", "decoded tokens × MoE layers"),
-    ("sets_equal", _F, "same set", "share", "share of them with the same set of experts"),
-    (
-        *("control_sets_equal", _F, "control", "share"),
-        "the same against the replay of the position before: were it high, equal sets would mean nothing",
-    ),
-    ("prefill_sets_equal", _F, "same set, prompt", "share", "the same for prompt tokens"),
-    ("step_layers", _I, "step × layer", "1", "decode steps × MoE layers"),
-    ("unique_equal", _F, "same count", "share", "share of them with the same number of unique experts"),
-    ("unique_experts", _F, "unique experts", "1", "mean number of unique experts, as decoded"),
-    ("unique_error", _F, "mean error", "1", "mean error of that number"),
-    ("unique_abs_error", _F, "mean abs. error", "1", "mean absolute error of that number"),
-    ("s_mbu_error", _F, "S-MBU error", "error", "relative error of decode S-MBU, eq. (3) as printed"),
-    ("s_mbu_complete_error", _F, "S-MBU error, complete", "error", "relative error of decode S-MBU, complete count"),
-    ("worst_run_error", _F, "worst run", "error", "largest absolute error of S-MBU of a single run"),
+#: What is compared at one batch size, in order.
+COMPARED = (
+    "decode_steps",
+    "token_layers",
+    "sets_equal",
+    "control_sets_equal",
+    "prefill_sets_equal",
+    "step_layers",
+    "unique_equal",
+    "unique_experts",
+    "unique_error",
+    "unique_abs_error",
+    "s_mbu_error",
+    "s_mbu_complete_error",
+    "worst_run_error",
 )
-_COLUMNS = (
-    ("deployment", pa.string(), "deployment", "", "deployment that is checked"),
-    ("batch_size", pa.int32(), "batch", "1", "requests submitted together"),
-    ("runs", pa.int32(), "runs", "1", "runs served with hooks"),
-    (
-        *("same_tokens", _F, "same tokens", "share"),
-        "share of these runs in which every sequence came out as in the timed run; only they are compared",
-    ),
-    *COMPARED,
-    ("run_s", _F, "timed runs", "s", "wall time of the timed runs at this batch size"),
-    ("replay_s", _F, "replay", "s", "time of the replay, at its mean rate, of their sequences, each once"),
-    ("replay_over_run", _F, "replay / run", "1", "ratio of the two; null: everything had been replayed before"),
-)
-SCHEMA = pa.schema(
-    [
-        pa.field(
-            name,
-            dtype,
-            metadata={
-                "label": label,
-                "meaning": meaning,
-                **FORMS.get(unit, {"unit": unit}),
-                **({"goal": str(GOALS[name])} if name in GOALS else {}),
-            },
-        )
-        for name, dtype, label, unit, meaning in _COLUMNS
-    ]
+SCHEMA = schema(
+    ["deployment batch_size runs same_tokens", *COMPARED, "run_s replay_s replay_over_run"],
+    *(DEPLOYMENT, POINT, PERFORMANCE, BYTES, REPLAY_CHECK),
+    about={"batch_size": {"label": "batch"}, **{name: {"goal": str(goal)} for name, goal in GOALS.items()}},
 )
 
 

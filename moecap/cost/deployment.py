@@ -23,6 +23,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moecap.columns.base import schema
+from moecap.columns.cost import COST, ENERGY, HOSTS
+from moecap.columns.deployment import DEPLOYMENT, POINT
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import COMPONENTS, SOURCED, Hardware, Power, Purchase, Range, System, plain_name
 
@@ -801,96 +804,25 @@ def _not_negative(**values: float) -> None:
 
 # -- the table -------------------------------------------------------------------------------------------------------
 
-_F, _S, _B = pa.float64(), pa.string(), pa.bool_()
-
-
-def _fields() -> list[pa.Field]:
-    def field(name: str, kind: pa.DataType, unit: str, meaning: str, source: str = "") -> pa.Field:
-        return pa.field(
-            name, kind, metadata={k: v for k, v in {"unit": unit, "meaning": meaning, "source": source}.items() if v}
-        )
-
-    columns = [
-        field("deployment", _S, "", "Id of the row of the deployment table."),
-        field("dataset", _S, "", "Name of the dataset's catalogue entry."),
-        field("batch_size", pa.int32(), "1", "Requests submitted together."),
-        field("hardware_usd", _F, "USD", "Purchase price of the whole deployment.", "C_hardware of eq. (5)"),
-        *(
-            field(
-                f"hardware_{c}_usd",
-                _F,
-                "USD",
-                f"Of it: {'what is not told apart' if c == 'unsplit' else c}.",
-                "eq. (5)",
-            )
-            for c in COMPONENTS
-        ),
-        field("power_w", _F, "W", "Mean power of the deployment under load.", "P of eq. (6)"),
-        field(
-            "energy_source",
-            _S,
-            "",
-            "nvml, rapl (measured), estimated (TDP), given; 'a + b': both, for different parts.",
-        ),
-        field("power_covers", _S, "", "Components that `power_w` covers; links are part of the chips' TDP."),
-        *(
-            field(f"estimated_{c}_w", _F, "W", f"Power of {c} under full load, estimated from its TDP.", "eq. (6)")
-            for c in ("gpu", "cpu", "dram", "ssd", "host")
-        ),
-        field("energy_kwh", _F, "kWh", "Energy over the lifetime.", "C_energy of eq. (6)"),
-        field("energy_usd", _F, "USD", "Price of `energy_kwh`.", "eqs. (6), (7)"),
-        field("usd_per_million_tokens", _F, "USD", "Cost of 10⁶ generated tokens.", "C_token of eq. (7) × 10⁶"),
-        field("tokens_per_usd", _F, "1/USD", "Generated tokens per dollar.", "1 / C_token of eq. (7)"),
-        field("tokens_per_kwh", _F, "1/kWh", "Generated tokens per kWh under load."),
-        field("joules_per_token", _F, "J", "Energy per generated token under load."),
-        field("tokens_per_s_per_kw", _F, "1/(s kW)", "Throughput per kW."),
-        field("capital_share", _F, "1", "Share of the purchase in the cost of the lifetime."),
-        field("operating_share", _F, "1", "Share of the energy in the cost of the lifetime."),
-        field("usd_per_hour", _F, "USD/h", "Cost of an hour under load, purchase and energy."),
-        field("usd_per_million_input_tokens", _F, "USD", "Cost of 10⁶ prompt tokens: the time of prefill."),
-        field("usd_per_million_output_tokens", _F, "USD", "Cost of 10⁶ generated tokens: the time of decode alone."),
-        field("run_usd", _F, "USD", "Cost of the timed runs, all repeats."),
-        field("rental_usd_per_hour", _F, "USD/h", "What the same devices cost to rent."),
-        field("rental_usd_per_million_tokens", _F, "USD", "Cost of 10⁶ generated tokens on rented devices."),
-        field("rental_source", _S, "", "Offers that the rental price is made of."),
-        field("spot_usd_per_million_tokens", _F, "USD", "The same on spot instances, interruptions included."),
-        field("spot_source", _S, "", "Offers that the spot price is made of."),
-        field("elastic_usd_per_million_tokens", _F, "USD", "The same in replicas that follow the config's demand."),
-        field("elastic_replicas", _F, "1", "Their mean number."),
-        field("serverless_usd_per_million_tokens", _F, "USD", "The same by the second, cold starts and idle included."),
-        field("serverless_source", _S, "", "Offers that the serverless price is made of."),
-        field("api_usd_per_million_input_tokens", _F, "USD", "What others ask for 10⁶ prompt tokens of the model."),
-        field("api_usd_per_million_output_tokens", _F, "USD", "What others ask for 10⁶ generated tokens of the model."),
-        field("api_source", _S, "", "Offers that the API price is made of."),
-        field("gpu_only_usd_per_million_tokens", _F, "USD", "What costing the GPUs alone would have said."),
-        field("gpu_only_error", _F, "1", "How far that is from `usd_per_million_tokens`: -0.1 is 10% too low."),
-        field("gpu_only_purchase_error", _F, "1", "How far the GPUs' price alone is from `hardware_usd`."),
-        field("gpu_only_energy_error", _F, "1", "How far the GPUs' power alone is from `power_w`."),
-        field("lifetime_years", _F, "a", "Lifetime R; a year is 8,766 h.", "R of eq. (7)"),
-        field("usd_per_kwh", _F, "USD/kWh", "Price of electricity.", "$/kWh of eq. (7)"),
-        field("pue", _F, "1", "Power usage effectiveness of the site."),
-        field("utilisation", _F, "1", "Share of the lifetime under load."),
-        field(
-            "price_status", _S, "", "Weakest status of the prices: verified, derived, fitted, assumption, unverified."
-        ),
-        field("price_source", _S, "", "Where the prices come from, with date."),
-        field("price_complete", _B, "", "False: some part has no price, so that `hardware_usd` is a lower bound."),
-        field("price_notes", _S, "", "What is counted how."),
-        field("electricity_status", _S, "", "Status of the price of electricity."),
-        field("electricity_source", _S, "", "Where the price of electricity comes from."),
-        field("figures_unverified", _B, "", "True: a figure behind the cost has no source that was read."),
-    ]
-    spread = []
-    for column in columns:
-        spread.append(column)
-        if column.name in UNCERTAIN or (column.name.startswith("hardware_") and column.name.endswith("_usd")):
-            unit = (column.metadata or {}).get(b"unit", b"").decode()
-            spread.append(field(f"{column.name}_low", _F, unit, f"Lower end of the 95% interval of `{column.name}`."))
-            spread.append(field(f"{column.name}_high", _F, unit, f"Upper end of the 95% interval of `{column.name}`."))
-    return spread
-
-
-COST_SCHEMA = pa.schema(_fields())
+COST_SCHEMA = schema(
+    [
+        "deployment dataset batch_size hardware_usd±",
+        *(f"hardware_{part}_usd±" for part in COMPONENTS),
+        "power_w± energy_source power_covers",
+        *(f"estimated_{part}_w" for part in ("gpu", "cpu", "dram", "ssd", "host")),
+        "energy_kwh± energy_usd± usd_per_million_tokens± tokens_per_usd± tokens_per_kwh± joules_per_token±",
+        "tokens_per_s_per_kw± capital_share± operating_share± usd_per_hour±",
+        "usd_per_million_input_tokens± usd_per_million_output_tokens± run_usd±",
+        "rental_usd_per_hour± rental_usd_per_million_tokens± rental_source",
+        "spot_usd_per_million_tokens± spot_source elastic_usd_per_million_tokens± elastic_replicas±",
+        "serverless_usd_per_million_tokens± serverless_source",
+        "api_usd_per_million_input_tokens api_usd_per_million_output_tokens api_source",
+        "gpu_only_usd_per_million_tokens± gpu_only_error± gpu_only_purchase_error gpu_only_energy_error",
+        "lifetime_years usd_per_kwh pue utilisation price_status price_source price_complete price_notes",
+        "electricity_status electricity_source figures_unverified",
+    ],
+    *(DEPLOYMENT, POINT, ENERGY, COST),
+)
 
 
 def cost_table(
@@ -993,44 +925,11 @@ def prefill_time_share(point: Mapping[str, Any]) -> float | None:
     return prompt / prefill_rate / (prompt / prefill_rate + decode_s)
 
 
-HOSTS_SCHEMA = pa.schema(
-    [
-        pa.field("hardware", _S, metadata={"label": "server", "meaning": "Entry of the hardware catalogue."}),
-        pa.field("gpu", _S, metadata={"label": "GPU", "meaning": "Its GPU."}),
-        pa.field("devices", pa.int64(), metadata={"label": "GPUs", "unit": "1", "meaning": "GPUs of a full server."}),
-        pa.field("whole_usd", _F, metadata={"label": "server", "unit": "USD", "meaning": "Price of the server."}),
-        pa.field(
-            "gpus_usd", _F, metadata={"label": "GPUs alone", "unit": "USD", "meaning": "Price of its GPUs alone."}
-        ),
-        pa.field(
-            "purchase_error",
-            _F,
-            metadata={"label": "error", "unit": "1", "meaning": "GPUs' price / whole price - 1.", "form": "error"},
-        ),
-        pa.field(
-            "whole_w",
-            _F,
-            metadata={"label": "server's power", "unit": "W", "meaning": "Power of the server; null: of GPUs only."},
-        ),
-        pa.field("gpus_w", _F, metadata={"label": "GPUs' power", "unit": "W", "meaning": "Power of its GPUs alone."}),
-        pa.field(
-            "power_error",
-            _F,
-            metadata={"label": "error", "unit": "1", "meaning": "GPUs' power / whole power - 1.", "form": "error"},
-        ),
-        pa.field(
-            "lifetime_error",
-            _F,
-            metadata={
-                "label": "error over the lifetime",
-                "unit": "1",
-                "meaning": "The same of purchase and energy together.",
-                "form": "error",
-            },
-        ),
-        pa.field("price_status", _S, metadata={"label": "price", "meaning": "Weakest status of the prices."}),
-        pa.field("covers", _S, metadata={"label": "power covers", "meaning": "What the power covers."}),
-    ]
+HOSTS_SCHEMA = schema(
+    "hardware gpu devices whole_usd gpus_usd purchase_error whole_w gpus_w power_error lifetime_error price_status "
+    "covers",
+    *(DEPLOYMENT, COST, HOSTS),
+    about={"hardware": {"label": "server"}, "devices": {"label": "GPUs"}, "price_status": {"label": "price"}},
 )
 
 

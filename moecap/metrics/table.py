@@ -30,6 +30,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moecap.columns import performance
+from moecap.columns.base import schema
+from moecap.columns.cost import ENERGY
+from moecap.columns.deployment import DEPLOYMENT, POINT, PROVENANCE, STATUS
+from moecap.columns.performance import PERFORMANCE, UTILIZATION
 from moecap.errors import MoecapError
 from moecap.metrics.utilization import (
     complete_bytes,
@@ -65,94 +70,32 @@ T95 = (
 )
 
 
-def _schema() -> pa.Schema:
-    f64, i64, i32, text, flag = pa.float64(), pa.int64(), pa.int32(), pa.string(), pa.bool_()
-    fields: list[pa.Field] = []
-
-    def add(name: str, dtype: pa.DataType, unit: str, meaning: str, interval: bool = False) -> None:
-        fields.append(pa.field(name, dtype, metadata={"unit": unit, "meaning": meaning}))
-        if interval:
-            for end, word in (("low", "lower"), ("high", "upper")):
-                described = {"unit": unit, "meaning": f"{word} end of the 95% interval"}
-                fields.append(pa.field(f"{name}_{end}", dtype, metadata=described))
-
-    add("deployment", text, "", "id of the deployment")
-    add("dataset", text, "", "dataset")
-    add("batch_size", i32, "1", "requests submitted together")
-    add("status", text, "", "measured, or estimated where the schedule of steps was inferred")
-    add("workload", text, "", "what was timed")
-    add("repeats", i32, "1", "timed repeats")
-    add("disturbed_repeats", i32, "1", "repeats while others took a part of the machine; null: not known of any")
-    add("external_cpu_share", f64, "1", "the most that other processes used of the CPU time in a repeat")
-    add("cpu_steal_share", f64, "1", "the most that a hypervisor took of the CPU time in a repeat")
-    add("other_gpu_processes", i32, "1", "the most other processes that were on the GPUs in a repeat")
-    add("requests", i64, "1", "requests in all repeats")
-    add("prompt_tokens", i64, "1", "prompt tokens in all repeats")
-    add("generated_tokens", i64, "1", "generated tokens in all repeats")
-    add("wall_s", f64, "s", "wall time of all repeats")
-    for name, meaning in {
-        "ttft_s": "time to first token, mean over requests",
-        "tpot_s": "time per output token after the first, mean over requests",
-        "itl_s": "inter-token latency, mean over gaps",
-    }.items():
-        add(name, f64, "s", meaning, True)
-    for name in ("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s"):
-        add(name, f64, "s", "percentile over requests (TTFT) or gaps (ITL)")
-    add("output_tokens_per_s", f64, "1/s", "generated tokens over wall time: T_token", True)
-    add("total_tokens_per_s", f64, "1/s", "prompt and generated tokens over wall time", True)
-    add("steps", i64, "1", "engine steps in all repeats")
-    for phase in PHASES:
-        add(f"{phase}_steps", i64, "1", f"steps that computed {phase} tokens")
-    add("mixed_steps", i64, "1", "steps that computed both")
-    add("mixed_step_share", f64, "1", "mixed steps over steps")
-    add("step_time_share", f64, "1", "sum of the steps' wall time over the runs' wall time")
-    for name in ("cached_tokens", "preempted_tokens", "recomputed_tokens"):
-        add(name, i64, "1", "sum over steps, see the step table")
-    for phase in PHASES:
-        for name in (*BYTES, *FLOPS):
-            add(f"{phase}_{name}", f64, "1", f"utilization, {phase}; complete count where it says so", True)
-        add(f"{phase}_step_s", f64, "s", f"mean time of a {phase} step")
-        add(f"{phase}_tokens_per_s", f64, "1/s", f"{phase} tokens over {phase} time")
-    add("mfu", f64, "1", "eq. (2) over the whole run, T_token = generated tokens / wall time")
-    add("s_mfu", f64, "1", "eq. (4) over the whole run, T_token = generated tokens / wall time")
-    add("mbu_over_s_mbu", f64, "1", "overestimation: decode_mbu / decode_s_mbu", True)
-    add("utilization_above_one", flag, "", "a utilization exceeds 1: bytes, time or peak are wrong")
-    add("utilizations_above_one", pa.list_(text), "", "which ones")
-    add("peak_bytes_per_s", f64, "B/s", "peak memory bandwidth of all devices")
-    add("peak_flops", f64, "FLOP/s", "dense peak of all devices in the dtype that is computed in")
-    add("compute_dtype", text, "", "dtype that the GEMMs run in")
-    add("peak_source", text, "", "measured (calibration) or catalogue, with the status of its figures")
-    add("layers", i32, "1", "layers of the model")
-    add("moe_layers", i32, "1", "layers with routed experts")
-    add("weight_bytes", f64, "B", "all weights as stored")
-    for phase in PHASES:
-        for name in BYTES:
-            add(f"{phase}_{name}_bytes", f64, "B", f"mean bytes that {name} counts per {phase} step")
-        add(f"{phase}_kv_bytes", f64, "B", f"mean bytes of KV read per {phase} step")
-    add("unique_experts", f64, "1", "mean distinct routed experts per MoE layer and decode step")
-    pairs = pa.list_(pa.struct([("component", text), ("bytes", f64)]))
-    add("decode_component_bytes", pairs, "B", "mean bytes per decode step, complete count, by component")
-    tiers = pa.list_(pa.struct([("tier", text), ("bytes", f64), ("utilization", f64)]))
-    add("decode_tiers", tiers, "", "offloaded weights: mean bytes per decode step and utilization of each memory tier")
-    for tier in TIERS:
-        add(
-            f"decode_{tier}_utilization",
-            f64,
-            "1",
-            f"offloaded weights: bytes that {tier} moves in decode over its peak",
-        )
-    add("energy_j", f64, "J", "energy measured over all repeats; null if it was not")
-    add("power_w", f64, "W", "mean power over the repeats", True)
-    add("energy_source", text, "", "where energy_j comes from")
-    add("joules_per_token", f64, "J", "measured energy per generated token")
-    for name in ("engine", "engine_version", "libraries", "hardware_fingerprint"):
-        add(name, text, "", "as recorded by the timed run")
-    add("seed", i64, "", "seed of the run")
-    add("start_unix_s", f64, "s", "start of the first repeat")
-    return pa.schema(fields)
-
-
-METRICS_SCHEMA = _schema()
+METRICS_SCHEMA = schema(
+    [
+        "deployment dataset batch_size status workload repeats disturbed_repeats",
+        "external_cpu_share cpu_steal_share other_gpu_processes",
+        "requests prompt_tokens generated_tokens wall_s ttft_s± tpot_s± itl_s±",
+        "ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s output_tokens_per_s± total_tokens_per_s±",
+        "steps decode_steps prefill_steps mixed_steps mixed_step_share step_time_share",
+        "cached_tokens preempted_tokens recomputed_tokens",
+        *(
+            name
+            for phase in PHASES
+            for name in (
+                *(f"{phase}_{utilization}±" for utilization in (*BYTES, *FLOPS)),
+                *(f"{phase}_step_s", f"{phase}_tokens_per_s"),
+            )
+        ),
+        "mfu s_mfu mbu_over_s_mbu± utilization_above_one utilizations_above_one",
+        "peak_bytes_per_s peak_flops compute_dtype peak_source layers moe_layers weight_bytes",
+        *(f"{phase}_{name}_bytes" for phase in PHASES for name in (*BYTES, "kv")),
+        "unique_experts decode_component_bytes decode_tiers",
+        *(f"decode_{tier}_utilization" for tier in TIERS),
+        "energy_j power_w± energy_source joules_per_token",
+        "engine engine_version libraries hardware_fingerprint seed start_unix_s",
+    ],
+    *(DEPLOYMENT, POINT, STATUS, PERFORMANCE, UTILIZATION, performance.BYTES, ENERGY, PROVENANCE),
+)
 
 
 # ---------------------------------------------------------------- peaks

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from moecap.columns.base import schema
+from moecap.columns.deployment import DEPLOYMENT, POINT
+from moecap.columns.plan import CROSS_CHECK
 from moecap.errors import MoecapError, nearest
 from moecap.hardware.catalogue import Speeds
 from moecap.plan.calibrate import calibrate, per_request, workload_of
@@ -73,23 +75,11 @@ def cross_check(
     return found
 
 
-_ERROR = {"unit": "1", "form": "error"}
-CROSS_CHECK_SCHEMA = pa.schema(
-    [
-        pa.field(name, dtype, metadata={"label": label, "meaning": meaning, **more})
-        for name, dtype, label, meaning, more in (
-            ("deployment", pa.string(), "deployment", "deployment that is predicted", {}),
-            ("dataset", pa.string(), "dataset", "dataset whose prompts were served", {}),
-            ("batch_size", pa.int64(), "batch", "requests submitted together", {"unit": "1"}),
-            ("measured_tpot_s", pa.float64(), "TPOT, measured", "as timed", {"unit": "s"}),
-            ("predicted_tpot_s", pa.float64(), "TPOT, predicted", "by the calibrated roofline", {"unit": "s"}),
-            ("error", pa.float64(), "error", "predicted / measured - 1", _ERROR),
-            ("uncalibrated_tpot_s", pa.float64(), "TPOT, roofline alone", "by the bare roofline", {"unit": "s"}),
-            ("uncalibrated_error", pa.float64(), "its error", "uncalibrated / measured - 1", _ERROR),
-            ("calibrated_on", pa.string(), "calibrated on", "deployment that was fitted", {}),
-            ("in_sample", pa.bool_(), "seen", "yes: the calibration has seen this point", {}),
-        )
-    ]
+CROSS_CHECK_SCHEMA = schema(
+    "deployment dataset batch_size measured_tpot_s predicted_tpot_s error uncalibrated_tpot_s uncalibrated_error "
+    "calibrated_on in_sample",
+    *(DEPLOYMENT, POINT, CROSS_CHECK),
+    about={"batch_size": {"label": "batch"}},
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moecap.cap.table import SECTIONS
+from moecap.cap.schema import SECTIONS
 from moecap.charts.parts import all_visible
 
 ENDS = ("_low", "_high")

@@ -19,6 +19,9 @@ from typing import Any
 import pyarrow as pa
 
 from moecap.archive.read import Archive, open_archive
+from moecap.columns.base import schema
+from moecap.columns.checks import COMPARISON
+from moecap.columns.deployment import DEPLOYMENT, POINT
 from moecap.errors import MoecapError
 
 KEY = ("deployment", "dataset", "batch_size")
@@ -43,18 +46,7 @@ DIRECTIONS: dict[str, bool | None] = {
     "prefill_s_mfu": None,
 }
 VERDICTS = ("better", "worse", "higher", "lower", "within intervals", "no interval", "same", "only in one")
-SCHEMA = pa.schema(
-    [
-        ("deployment", pa.string()),
-        ("dataset", pa.string()),
-        ("batch_size", pa.int64()),
-        ("column", pa.string()),
-        ("unit", pa.string()),
-        *((f"{side}{end}", pa.float64()) for side in "ab" for end in ("", "_low", "_high")),
-        ("ratio", pa.float64()),
-        ("verdict", pa.string()),
-    ]
-)
+SCHEMA = schema("deployment dataset batch_size column unit a± b± ratio verdict", DEPLOYMENT, POINT, COMPARISON)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moecap.archive.read import open_archive
-from moecap.cap.table import SECTIONS, pareto_frequency
+from moecap.cap.schema import SECTIONS
+from moecap.cap.table import pareto_frequency
 from moecap.charts.pages import render
 from moecap.errors import MoecapError
 from moecap.io import atomic_path, read_json, read_parquet, write_json, write_parquet

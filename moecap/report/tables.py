@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moecap.cap.table import CAP_SCHEMA
+from moecap.cap.schema import CAP_SCHEMA
 from moecap.report.findings import anchors_of, standard_errors
 from moecap.report.inputs import ExtraTable
 from moecap.report.numbers import dollars, number, percent, prefixed, seconds, signed

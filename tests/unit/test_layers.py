@@ -14,6 +14,7 @@ ORDER = (
     "redact",
     "errors",
     "io",
+    "columns",
     "documents",
     "schema",
     "paths",
