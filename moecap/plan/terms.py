@@ -250,6 +250,10 @@ def _experts(
     return _Experts(busiest @ size, unique @ size, busiest @ elements)
 
 
+#: Small operations of a layer beyond the 14 of grouped-query attention with plain experts.
+LATENT_OPS, INDEXER_OPS = 4, 14
+
+
 @dataclass(frozen=True)
 class _Layers:
     """Sums over a model's layers of what one device holds, reads and computes (its share of each layer)."""
@@ -283,11 +287,16 @@ class _Layers:
     def extra_layers(self) -> float:
         """Layers' small operations beyond those of grouped-query attention with plain experts, in layers.
 
-        A latent KV adds a low-rank pair, its norms and the absorbed products; shared experts and a recurrent state
-        their own products.
+        A latent KV adds a low-rank pair, its norms and the absorbed products; a choice of what to read its own
+        projections, rotation, quantization, scores and top-k; shared experts and a recurrent state their own products.
         """
-        latent = {"latent": 4 / 14, "indexed": 8 / 14, "linear": 4 / 14}
-        return self._sum([latent.get(k.attention, 0.0) + (2 / 14 if k.shared_params else 0.0) for k in self.kinds])
+
+        def extra(kind: LayerKind) -> float:
+            own = LATENT_OPS if kind.attention in ("latent", "linear") else 0
+            chooses = INDEXER_OPS if any(cache.read_limit for cache in kind.caches) else 0
+            return (own + chooses + (2 if kind.shared_params else 0)) / 14
+
+        return self._sum([extra(k) for k in self.kinds])
 
     def held_bytes(self, tokens: float) -> float:
         """KV that a request of so many tokens keeps."""
