@@ -62,6 +62,7 @@ rule report:
         measured_bytes=graph.measured_bytes_files(),
         replay_check=graph.replay_check_files(),
         cross_check=graph.cross_check_files(),
+        plan=graph.plan_files(),
         hosts=graph.published_hosts_files(),
     output:
         report=report(

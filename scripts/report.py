@@ -2,7 +2,8 @@
 
 input: cap; optionally anatomy, routing_analysis, machines, samples (lists of files); output: report;
 params.report: reference (deployment that others are compared with), failures (folder of failure records), tables (list
-of {title, note, path, columns}: further Parquet tables to show where they exist), title: all optional.
+of {title, note, path, columns}: further Parquet tables to show where they exist), title, campaign, logs: all
+optional.
 """
 
 from moecap.io import atomic_path
@@ -22,6 +23,8 @@ with script(snakemake) as job:  # noqa: F821
         tables=params.get("tables", []),
         reference=params.get("reference"),
         title=params.get("title"),
+        campaign=params.get("campaign"),
+        logs=params.get("logs"),
     )
     with atomic_path(job.output.report) as path:
         path.write_text(render_report(inputs), encoding="utf-8")

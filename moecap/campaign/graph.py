@@ -247,6 +247,11 @@ class Graph:
     def calibrate_on(self) -> str | None:
         return self.config.plan.calibrate_on or self.config.cap.reference
 
+    def plan_files(self) -> list[str]:
+        """What `snakemake plan` predicted, if it was asked for: the report shows it, and does not ask for it."""
+        asked = not self.config.partial and not self.campaign.archive_file and Path(self.paths.plan).is_file()
+        return [self.paths.plan] if asked else []
+
     def cross_check_files(self) -> list[str]:
         """What the planner's predictions were held against; nothing where nothing was measured."""
         return [self.report_paths.cross_check] if self.reported else []

@@ -6,6 +6,8 @@ The change -> jobs table in ``docs/reruns.md`` is tested row by row.
 from __future__ import annotations
 
 from dataclasses import asdict
+from os.path import relpath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moecap.campaign.deployments import PARALLELISM, Deployment
@@ -174,6 +176,7 @@ class Params:
     def report(self) -> dict[str, Any]:
         graph = self.graph
         tables = [extras.measured_bytes(path) for path in graph.measured_bytes_files()]
+        tables += [extras.plan(self.campaign.paths.plan)]
         tables += [extras.cross_check(path) for path in graph.cross_check_files()]
         tables += [extras.replay_check(path) for path in graph.replay_check_files()]
         tables += [extras.hosts(path) for path in graph.published_hosts_files()]
@@ -181,7 +184,16 @@ class Params:
             "reference": self.config.cap.reference,
             "failures": self.campaign.failures,
             "tables": tables,
+            "logs": self._logs(),
+            "campaign": self.config.archive if "archive" in self.config.model_fields_set else None,
         }
+
+    def _logs(self) -> dict[str, str]:
+        """Logs of a deployment's stages, as links from the report's place: what a stage is called -> pattern."""
+        place = Path(self.graph.report_paths.report).parent
+        stages = {"timed run": "performance", "metrics": "metrics", "cost": "cost"}
+        log = Path(self.campaign.paths.log)
+        return {name: relpath(log / rule / "{deployment}.log", place) for name, rule in stages.items()}
 
     def archive(self) -> dict[str, Any]:
         hardware = self._prices(self.campaign.rows)

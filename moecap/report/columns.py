@@ -95,26 +95,30 @@ def described(schema: pa.Schema) -> list[Described]:
 
 
 def stored(table: pa.Table) -> dict[str, Any]:
-    """Rows and columns as plain data for the page's JSON; a column without a value is left out.
-
-    A column is a list, or ``{"all": value}`` where every row has that, or for texts ``{"of": distinct values, "at":
-    their index by row}``, null where the value is.
-    """
+    """Rows and columns as plain data for the page's JSON (:func:`packed`); a column without a value is left out."""
     values = {name: table[name].to_pylist() for name in table.column_names if table[name].null_count < table.num_rows}
     columns = [asdict(c) for c in described(table.schema) if c.name in values]
-    return all_visible(
-        {"count": table.num_rows, "columns": columns, "data": {n: _packed(n, v) for n, v in values.items()}}
-    )
+    data = {n: packed([_short(n, v) for v in column]) for n, column in values.items()}
+    return all_visible({"count": table.num_rows, "columns": columns, "data": data})
 
 
-def _packed(name: str, values: Sequence[Any]) -> Any:
-    first = values[0]
-    if all(v == first for v in values) and first is not None:
-        return {"all": _short(name, first)}
-    if any(isinstance(v, str) for v in values):
-        index = {v: i for i, v in enumerate(dict.fromkeys(v for v in values if v is not None))}
-        return {"of": list(index), "at": [None if v is None else index[v] for v in values]}
-    return [_short(name, v) for v in values]
+def packed(values: Sequence[Any]) -> Any:
+    """A column as plain data, by the shortest of: a list; ``{"all": value}`` where every row has that; ``{"of":
+    distinct values, "at": their index by row}``, null where the value is.
+
+    >>> packed(["a", "a", "b", None]), packed([1, 1]), packed([0.1, 0.2])
+    ({'of': ['a', 'b'], 'at': [0, 0, 1, None]}, {'all': 1}, [0.1, 0.2])
+    """
+    first = values[0] if values else None
+    if first is not None and all(v == first and type(v) is type(first) for v in values):
+        return {"all": first}
+    if any(isinstance(v, list) for v in values):
+        return list(values)
+    index = {v: i for i, v in enumerate(dict.fromkeys(v for v in values if v is not None))}
+    texts = any(isinstance(v, str) for v in index)
+    if len({type(v) for v in index}) > 1 or (not texts and 2 * len(index) > len(values)):
+        return list(values)
+    return {"of": list(index), "at": [None if v is None else index[v] for v in values]}
 
 
 def _short(name: str, value: Any) -> Any:

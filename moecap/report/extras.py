@@ -36,6 +36,30 @@ def cross_check(path: str) -> dict[str, Any]:
     return {"title": title, "path": path, "section": "plan"}
 
 
+#: What it shows of a plan.
+PLAN_COLUMNS = [
+    *("model", "precision", "hardware", "devices", "layout", "batch_size", "tokens_per_s_per_user", "tpot_s"),
+    *("tpot_s_low", "tpot_s_high", "ttft_s", "output_tokens_per_s", "usd_per_million_tokens"),
+    *("usd_per_million_tokens_low", "usd_per_million_tokens_high", "hardware_usd", "joules_per_token", "basis"),
+    *("price_status", "figures_unverified", "notes"),
+]
+
+
+def plan(path: str) -> dict[str, Any]:
+    """What `snakemake plan` predicted, where it was asked for: of each hardware the cheapest plan at each speed."""
+    return {
+        "title": "Predicted: which hardware is the cheapest at a given speed",
+        "note": "Predictions, not measurements: of every model, precision and kind of hardware the plans that no "
+        "other of them beats in both cost and speed. At a demanded speed per user, take the next row that is at least "
+        "so fast. `figures unverified`: a price, power or speed behind it has no source that was read. All points "
+        "are in plan.parquet.",
+        "path": path,
+        "columns": PLAN_COLUMNS,
+        "chart": "plan_cost",
+        "section": "plan",
+    }
+
+
 def replay_check(path: str) -> dict[str, Any]:
     """Replayed routing beside routers that were read while decoding."""
     return {

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from moecap.report.inputs import Inputs
-from moecap.report.numbers import binary, prefixed
+from moecap.report.numbers import binary, prefixed, times
 
 Row = dict[str, Any]
 
@@ -35,6 +35,35 @@ MACHINE_FACTS = (
 )
 
 
+#: Bits of an operand: a narrower one is never much slower where the chip multiplies in it.
+_BITS = {"fp32": 32, "tf32": 19, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4}
+#: A peak below this share of a wider dtype's, or of one operation per core and clock, is none of the chip's.
+DOUBTED_SHARE = 0.1
+
+
+def doubtful_peaks(machine: Mapping[str, Any]) -> dict[str, str]:
+    """Measured peaks that the chip cannot have, by dtype, with the reason: a library without a kernel for the dtype
+    emulates it, and what is relative to such a peak looks far too good.
+
+    >>> doubtful_peaks({"peak_flops": {"fp32": 1e11, "bf16": 2e11, "fp16": 8.9e8, "int8": None}})
+    {'fp16': '890 MFLOP/s were measured, 0.0089× that of fp32: most likely emulated, without a kernel of its own'}
+    """
+    peaks = {d: v for d, v in (machine.get("peak_flops") or {}).items() if v}
+    clock = (machine.get("clocks") or {}).get("base_hz")
+    cores = machine.get("available_cores") or machine.get("cores")
+    found = {}
+    for dtype, value in peaks.items():
+        wider = {d: v for d, v in peaks.items() if _BITS.get(d, 0) > _BITS.get(dtype, 0)}
+        best = max(wider, key=lambda d: wider[d], default=None)
+        said = f"{prefixed(value)}FLOP/s were measured"
+        if best and value < DOUBTED_SHARE * wider[best]:
+            ratio = times(value / wider[best])
+            found[dtype] = f"{said}, {ratio} that of {best}: most likely emulated, without a kernel of its own"
+        elif clock and cores and value < DOUBTED_SHARE * clock * cores:
+            found[dtype] = f"{said}, less than one operation per ten clocks of a core"
+    return found
+
+
 def machine_facts(machine: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, how it is known) of what detection and calibration found; what is null is said to be unknown."""
     found = []
@@ -42,6 +71,7 @@ def machine_facts(machine: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if key in machine:
             value = machine[key]
             found.append((name, _fact(key, value), how if value not in (None, [], {}) else "not readable here"))
+    found += [(f"peak of {dtype}", why, "doubtful") for dtype, why in doubtful_peaks(machine).items()]
     return found
 
 

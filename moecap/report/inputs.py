@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from moecap.charts.plan_cost import cheapest_by_speed
 from moecap.charts.standard import routing_of
 from moecap.io import read_json, read_metadata, read_parquet
 from moecap.jobs.failures import SCOPE, applies, read_failures
 
 Row = dict[str, Any]
+
+#: Of tables too long to show: which rows, by the chart that is drawn of them.
+CHOSEN: dict[str, Callable[[Sequence[Row]], list[Row]]] = {"plan_cost": cheapest_by_speed}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Inputs:
         samples: pairs of what was asked of whom (model, precision, engine, dataset) and rows of answers.
         failures: records of what failed.
         tables: further tables to show: bytes measured against predicted, replay against decode, plan against measured.
-        title: of the page.
+        title: of the page; None: what is compared.
+        campaign: its name, which begins such a title.
+        logs: what a stage is called → its log as seen from the page, a pattern of the deployment's name.
     """
 
     table: pa.Table
@@ -43,6 +49,8 @@ class Inputs:
     failures: Sequence[Mapping[str, Any]] = ()
     tables: Sequence[ExtraTable] = ()
     title: str | None = None
+    campaign: str | None = None
+    logs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ def read_inputs(
     tables: Iterable[Mapping[str, Any]] = (),
     reference: str | None = None,
     title: str | None = None,
+    campaign: str | None = None,
+    logs: Mapping[str, str] | None = None,
 ) -> Inputs:
     """Read what :func:`render_report` needs.
 
@@ -103,6 +113,8 @@ def read_inputs(
         failures=failed,
         tables=[_extra_table(**t) for t in tables if Path(t["path"]).exists()],
         title=title,
+        campaign=campaign,
+        logs=logs or {},
     )
 
 
@@ -115,11 +127,13 @@ def _extra_table(
     section: str = "checks",
 ) -> ExtraTable:
     """A Parquet file as a further table. Without a ``note``: what it says of itself in words, in its metadata."""
-    table = read_parquet(path, columns)
+    choose = CHOSEN.get(chart or "")
+    table = read_parquet(path, None if choose else columns)
     said = {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in table.schema}
-    return ExtraTable(
-        title, table.to_pylist(), note or str(read_metadata(path).get("note") or ""), said, chart, section
-    )
+    rows = table.to_pylist()
+    if choose:
+        rows = [{k: row.get(k) for k in columns or row} for row in choose(rows)]
+    return ExtraTable(title, rows, note or str(read_metadata(path).get("note") or ""), said, chart, section)
 
 
 def _sample_label(path: Path) -> dict[str, str]:

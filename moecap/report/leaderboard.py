@@ -24,7 +24,7 @@ from moecap.cap.table import pareto_frequency
 from moecap.charts.pages import render
 from moecap.errors import MoecapError
 from moecap.io import atomic_path, read_json, read_parquet, write_json, write_parquet
-from moecap.report.columns import described
+from moecap.report.columns import described, packed
 from moecap.report.inputs import Inputs
 from moecap.report.page import render_report
 
@@ -202,8 +202,7 @@ def _slug(name: str) -> str:
 def _write(table: pa.Table, entries: Sequence[Entry], output: Path, title: str | None) -> None:
     write_parquet(table, output / "data.parquet", {"archives": {e.sha256: e.name for e in entries}})
     rows = table.to_pylist()
-    plain = [{k: v for k, v in row.items() if v is not None} for row in rows]
-    write_json({"archives": {e.sha256: e.name for e in entries}, "rows": plain}, output / "data.json")
+    _text(output / "data.json", json.dumps(machine_readable(table, entries), separators=(",", ":"), allow_nan=False))
     shown = table.filter(pc.invert(table["superseded"])).drop_columns(["superseded"])
     made = {"archives": ", ".join(f"{e.name} (sha256 {e.sha256})" for e in entries)}
     name = title or f"Leaderboard of {len(entries)} archive{'s' * (len(entries) > 1)}"
@@ -226,7 +225,21 @@ def _write(table: pa.Table, entries: Sequence[Entry], output: Path, title: str |
 
 _READ_ME = """A leaderboard of MoE-CAP archives: open `index.html`. `data.parquet` and `data.json` have all rows,
 `checksums.sha256` the archives that they are from. The front matter lets a static Space serve the folder as it is.
+
+`data.json` is column by column: `data[NAME]` is a list of `count` values, or `{"all": value}` where every row has that,
+or `{"of": values, "at": [index of each row]}`; a row's null is null. `columns[NAME]` says unit and meaning.
 """
+
+
+def machine_readable(table: pa.Table, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Every row as plain data, column by column, as exact as the table; distinct values once where that is shorter."""
+    about = {c.name: {"unit": c.unit, "meaning": c.meaning} for c in described(table.schema)}
+    return {
+        "archives": {e.sha256: e.name for e in entries},
+        "count": table.num_rows,
+        "columns": about,
+        "data": {n: packed(table[n].to_pylist()) for n in table.column_names if table[n].null_count < table.num_rows},
+    }
 
 
 def _sections(rows: Sequence[Row], columns: Mapping[str, Any]) -> list[tuple[str, list[tuple[Any, list[Any]]]]]:

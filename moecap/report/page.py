@@ -24,13 +24,14 @@ from moecap.charts import standard as charts
 from moecap.charts.draw import themes, to_svg
 from moecap.charts.pages import render
 from moecap.charts.parts import COLOURS, MAX_SERIES, SHAPES, all_visible
+from moecap.charts.plan_cost import plan_cost
 from moecap.charts.radar import CAP_AXES, panel_of, web
 from moecap.charts.step_bytes import CHECKS
 from moecap.charts.tradeoff import FIGURES
 from moecap.report import answers
 from moecap.report.checks import Check, check
 from moecap.report.columns import stored
-from moecap.report.facts import machine_facts, provenance_facts
+from moecap.report.facts import doubtful_peaks, machine_facts, provenance_facts
 from moecap.report.findings import cache_note, findings
 from moecap.report.inputs import Inputs
 from moecap.report.numbers import binary
@@ -56,6 +57,8 @@ STILL_ONLY = ("cap-radar", "throughput-against-purchase", *charts.PAPER)
 ROUTING_LIMIT_BYTES = 400_000
 
 
+#: What is drawn of further tables, by the name that their params give.
+_CHARTS_OF_TABLES = {**CHECKS, "plan_cost": plan_cost}
 _MARK_WORDS = re.compile(r' (?:role|aria-[a-z]+)="[^"]*"')
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
 
@@ -87,7 +90,7 @@ def render_report(inputs: Inputs) -> str:
     of_first = [r for r in rows if r["dataset"] == first]
     pairs = Pairs(inputs.samples)
     values = {
-        "title": inputs.title or _title(rows),
+        "title": inputs.title or ": ".join(filter(None, [inputs.campaign, _title(rows)])),
         "facts": _headline(rows, reference),
         "banners": _banners(rows, status, inputs),
         "cards": answers.cards(of_first),
@@ -138,6 +141,7 @@ def _data(
             "radar": {"spec": {"$schema": SCHEMA_URL, **panel_of("corners", ["@"])}, "web": web(CAP_AXES)},
             "charts": {f.id: f.spec for f in drawn if f.spec is not None and f.id not in STILL_ONLY},
             "routing": routing,
+            "logs": dict(inputs.logs),
         }
     )
 
@@ -166,7 +170,7 @@ def _check_figure(found: Check) -> Figure | None:
     table = found.table
     if not table.chart or not table.rows:
         return None
-    return Figure(found.id, found.id, table.title, svg=_still(CHECKS[table.chart](table.rows)))
+    return Figure(found.id, found.id, table.title, svg=_still(_CHARTS_OF_TABLES[table.chart](table.rows)))
 
 
 def _routing(routing: Mapping[str, Sequence[Row]]) -> tuple[dict[str, Any], list[str]]:
@@ -307,6 +311,7 @@ def _banners(rows: Sequence[Row], status: Mapping[str, int], inputs: Inputs) -> 
                 "wrong, or the weights stay in a cache (see What a utilization is worth).",
             )
         )
+    found += _doubtful(rows, inputs.machines)
     unsure = sum("unverified" in (r["peak_source"] or "") for r in rows)
     if unsure:
         found.append(
@@ -322,6 +327,22 @@ def _banners(rows: Sequence[Row], status: Mapping[str, int], inputs: Inputs) -> 
         )
     if status.get("paper"):
         found.append(("warn", f"{status['paper']} points are figures printed in a paper; nothing was measured here."))
+    return found
+
+
+def _doubtful(rows: Sequence[Row], machines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """A banner per machine whose points rest on a measured peak that is not to be believed."""
+    found = []
+    for machine in machines:
+        for dtype, why in doubtful_peaks(machine).items():
+            resting = sum(
+                r["hardware"] == machine.get("hardware") and r["peak_flops"] == machine["peak_flops"][dtype]
+                for r in rows
+            )
+            if resting:
+                found.append(
+                    ("warn", f"MFU and S-MFU of {resting} points are relative to a doubtful {dtype} peak: {why}.")
+                )
     return found
 
 

@@ -62,6 +62,8 @@ def _redraw(archive: Archive, output: Path) -> dict[str, Any]:
             tables=[_here(table, archive) for table in report.get("tables", [])],
             reference=report.get("reference"),
             title=report.get("title"),
+            campaign=report.get("campaign"),
+            logs=report.get("logs"),
         )
     )
     with atomic_path(output / "report.html") as path:

@@ -293,5 +293,5 @@ _FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "s": ("", seconds),
     "share": ("", percent),
     "error": ("", lambda value: f"{signed(100 * value, 3)}%"),
-    "USD": ("$", lambda value: f"{value:,.0f}"),
+    "USD": ("", dollars),
 }

@@ -17,7 +17,7 @@ from moecap.archive.pack import make_archive
 from moecap.cap import table as cap
 from moecap.errors import MoecapError
 from moecap.io import write_parquet
-from moecap.report import leaderboard
+from moecap.report import columns, leaderboard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import synthetic
@@ -132,10 +132,13 @@ def test_the_site_is_whole(archives: dict[str, Path], tmp_path: Path, capsys: py
     sums = dict(line.split("  ")[::-1] for line in (site / "checksums.sha256").read_text().splitlines())
     assert set(sums) == {"old.tar.zst", "new.tar.zst"}
     data = json.loads((site / "data.json").read_text())
-    assert len(data["rows"]) == 24
+    rows = pq.read_table(site / "data.parquet").to_pylist()
+    assert data["count"] == len(rows) == 24
     assert set(data["archives"]) == set(sums.values())
-    for row in data["rows"]:
+    for row, again in zip(rows, columns.unpacked(data), strict=True):
+        assert {k: v for k, v in row.items() if v is not None} == {k: v for k, v in again.items() if v is not None}
         assert (site / row["page"]).is_file()
+    assert data["columns"]["tpot_s"]["unit"] == "s"
     page = (site / "deployments/demo-bf16.html").read_text()
     assert "superseded by a newer one" in page and "../index.html" in page and "<script" not in page
     assert (site / "README.md").read_text().startswith('---\ntitle: "Mine"\nsdk: static')

@@ -18,10 +18,15 @@ from hypothesis import strategies as st
 from moecap.cap import paper
 from moecap.cap import table as cap
 from moecap.charts import pages
+from moecap.charts.plan_cost import cheapest_by_speed
+from moecap.hardware import catalogue as hardware
 from moecap.io import write_json, write_parquet
 from moecap.jobs.failures import read_failures
 from moecap.metrics.routing_analysis import ANALYSIS_SCHEMA
-from moecap.report import answers, columns, findings, inputs, numbers, tables
+from moecap.plan.anatomies import anatomy_of
+from moecap.plan.search import plan
+from moecap.plan.target import Candidate
+from moecap.report import answers, columns, extras, facts, findings, inputs, numbers, tables
 from moecap.report import page as report
 from moecap.report.checks import check
 from moecap.report.paper import paper_tables
@@ -234,6 +239,20 @@ def test_rows_are_stored_once_and_come_back():
             assert value == (pytest.approx(row[name], rel=1e-5) if isinstance(row[name], float) else row[name]), name
 
 
+@given(
+    st.lists(st.none() | st.sampled_from(["a", "", "b"]), min_size=1)
+    | st.lists(st.none() | st.integers(0, 3), min_size=1)
+    | st.lists(st.none() | st.floats(allow_nan=False), min_size=1)
+    | st.lists(st.none() | st.booleans(), min_size=1)
+    | st.lists(st.lists(st.text(max_size=2), max_size=2), min_size=1)
+)
+def test_a_packed_column_comes_back(values):
+    again = columns.unpacked({"count": len(values), "data": {"x": json.loads(json.dumps(columns.packed(values)))}})
+    found = [row["x"] for row in again]
+    assert found == values
+    assert [type(v) for v in found] == [type(v) for v in values]
+
+
 def test_every_column_of_the_schema_has_a_form_and_a_heading():
     for column in columns.described(cap.CAP_SCHEMA):
         assert column.label and column.section != "Other", column
@@ -295,6 +314,31 @@ def test_utilization_above_one_is_flagged(html):
     flagged = report.render_report(make(table=cap.to_table(rows)))
     assert "24 of 24 points have a utilization above 1" in flagged
     assert "125.0%" in flagged
+
+
+def test_a_measured_peak_that_the_chip_cannot_have_is_flagged():
+    machine = synthetic.machine()
+    slow = synthetic.PEAK_FLOPS / 400
+    machine["peak_flops"] |= {"fp16": slow, "int8": synthetic.PEAK_FLOPS * 1.5}
+    assert list(facts.doubtful_peaks(machine)) == ["fp16"]
+    assert ("doubtful" in [how for _, _, how in facts.machine_facts(machine)]) is True
+    rows = [{**r, "peak_flops": slow if r["batch_size"] == 1 else r["peak_flops"]} for r in make().table.to_pylist()]
+    html = report.render_report(make(table=cap.to_table(rows), machines=[machine]))
+    assert "MFU and S-MFU of 6 points are relative to a doubtful fp16 peak" in html
+    assert "doubtful" not in report.render_report(make())
+
+
+@given(
+    st.dictionaries(st.sampled_from(["fp32", "bf16", "fp16", "int8"]), st.floats(1e6, 1e15), min_size=1),
+    st.integers(1, 128),
+)
+def test_a_peak_of_its_wider_dtypes_size_is_believed(peaks, cores):
+    """Nothing is doubted that is within a tenth of every wider dtype and does an operation per core and ten clocks."""
+    machine = {"peak_flops": peaks, "cores": cores, "clocks": {"base_hz": 1e9}}
+    for dtype in facts.doubtful_peaks(machine):
+        width = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8}
+        wider = [v for d, v in peaks.items() if width[d] > width[dtype]]
+        assert peaks[dtype] < 0.1 * max([*wider, 1e9 * cores])
 
 
 def test_machine_says_what_is_measured(page):
@@ -497,3 +541,37 @@ def test_the_papers_tables_have_printed_and_ours_beside_one_another():
     assert len(three.rows) == 18 and len(four.rows) == 12
     text = report._accuracy_source(table.to_pylist())
     assert "As printed: MoE-CAP paper, Table 2" in text and "lm-eval" not in text
+
+
+def test_a_plan_is_shown_where_there_is_one(tmp_path):
+    anatomy = anatomy_of("mixtral-8x7b", "bf16")
+    table = plan([Candidate.of(anatomy)], hardware.load(), ["H100-SXM5-80GB", "MI300X-192GB"], [2, 4], [1, 8, 64])
+    write_parquet(table, tmp_path / "plan.parquet")
+    shown = inputs._extra_table(**extras.plan(str(tmp_path / "plan.parquet")))
+    assert 0 < len(shown.rows) < table.num_rows
+    html = report.render_report(make(tables=[shown]))
+    assert 'data-title="Plan"' in html and "which hardware is the cheapest at a given speed" in html
+    assert 'id="still-check-0"' in html  # drawn, too
+    assert 'data-title="Plan"' not in report.render_report(make())
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.floats(1e-3, 1.0), st.floats(0.01, 100.0) | st.none()), max_size=12)
+)
+def test_the_cheapest_plan_at_each_speed_is_beaten_by_no_other(plans):
+    rows = [
+        {"model": "m", "precision": "bf16", "hardware": h, "feasible": True, "tpot_s": tpot, "basis": "prior",
+         "tpot_s_low": None, "tpot_s_high": None, "usd_per_million_tokens": usd}
+        for h, tpot, usd in plans
+    ]  # fmt: skip
+    kept = cheapest_by_speed(rows)
+    for row in (r for r in rows if r["usd_per_million_tokens"] is not None):
+        own = [k for k in kept if k["hardware"] == row["hardware"]]
+        assert any(
+            k["tpot_s"] <= row["tpot_s"] and k["usd_per_million_tokens"] <= row["usd_per_million_tokens"] for k in own
+        )
+    for hardware_name in "ab":
+        own = [k for k in kept if k["hardware"] == hardware_name]
+        costs = [k["usd_per_million_tokens"] for k in own]
+        assert costs == sorted(set(costs), reverse=True)
+    assert cheapest_by_speed(kept) == kept

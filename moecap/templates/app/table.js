@@ -129,7 +129,45 @@
       part.append(head, list);
       box.append(part);
     }
+    box.append(...logs(row), ...answers(row));
     return box;
+  }
+  function titled(text, ...nodes) {
+    const part = document.createElement("section");
+    const head = document.createElement("h4");
+    head.textContent = text;
+    part.append(head, ...nodes);
+    return part;
+  }
+  // A row of another campaign (a leaderboard's), or one that nobody timed, has no log beside this page.
+  function logs(row) {
+    if (row.archive || !["measured", "failed", "estimated"].includes(row.status)) return [];
+    const links = Object.entries(m.page.logs).map(([stage, pattern]) => {
+      const link = document.createElement("a");
+      link.href = pattern.replace("{deployment}", encodeURIComponent(row.deployment));
+      link.textContent = stage;
+      const line = document.createElement("li");
+      line.append(link);
+      return line;
+    });
+    if (!links.length) return [];
+    const list = document.createElement("ul");
+    list.append(...links);
+    return [titled("Logs, in the results folder", list)];
+  }
+  // What the model answered: the page has it once, in its own tab.
+  function answers(row) {
+    const name = ["model", "precision", "engine", "dataset"].map((c) => row[c]).filter((v) => v).join(" · ");
+    const found = Array.from(document.querySelectorAll("[data-answers]")).find((d) => d.dataset.answers === name);
+    if (!found) return [];
+    const fold = document.createElement("details");
+    const words = document.createElement("summary");
+    words.textContent = "some of the model's answers";
+    fold.append(words);
+    fold.addEventListener("toggle", () => {
+      if (fold.children.length < 2) fold.append(found.querySelector(".scroll").cloneNode(true));
+    });
+    return [titled("Answers", fold)];
   }
 
   function make(element, columns, rows, options = {}) {
