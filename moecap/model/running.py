@@ -12,6 +12,9 @@ from moecap.model.words import EXPERT_WORDS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+#: What a layer that compresses its KV calls the tokens of a run that is not whole yet, and those of the run before.
+WAITING = ("buffer_", "overlap_")
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -25,9 +28,9 @@ class Measured:
 def measure(config: PretrainedConfig, tokens: tuple[int, int] = (5, 9)) -> Measured:
     """Run a small model on random weights and read its cache and its routing: the count's independent check.
 
-    The KV per token is the growth of the cache between two prompt lengths (both below any window); ``top_k`` is the
-    number of expert ids per token that reach the block of experts, 0 if none do. The model is built for real, so its
-    config must be small.
+    The KV per token is the growth of the cache between two prompt lengths (both below any window, and where a layer
+    compresses runs of tokens into one entry both whole runs); ``top_k`` is the number of expert ids per token that
+    reach the block of experts, 0 if none do. The model is built for real, so its config must be small.
 
     Raises:
         MoecapError: the model cannot be built or run.
@@ -62,22 +65,23 @@ def measure(config: PretrainedConfig, tokens: tuple[int, int] = (5, 9)) -> Measu
 
 
 def _cache_elements(cache: Any) -> tuple[int, int]:
-    """Elements that a cache holds: per-token ones, and constant state."""
+    """Elements that a cache holds: per-token ones, and constant state; what waits to be compressed is neither."""
     import torch
 
     growing = constant = 0
     cache = getattr(cache, "self_attention_cache", cache)
     constant += sum(t.numel() for t in getattr(cache, "linear_cache", ()) if isinstance(t, torch.Tensor))
     for layer in cache.layers:
+        seen: set[int] = set()  # keys that are the values too are kept once
         for name, value in vars(layer).items():
-            tensors = (
-                list(value.values())
-                if isinstance(value, dict)
-                else value
-                if isinstance(value, (list, tuple))
-                else [value]
+            if name.startswith(WAITING):
+                continue
+            inner = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
             )
-            count = sum(t.numel() for t in tensors if isinstance(t, torch.Tensor) and t.ndim > 1)
+            tensors = [t for t in inner if isinstance(t, torch.Tensor)]
+            count = sum(t.numel() for t in tensors if t.ndim > 1 and id(t) not in seen)
+            seen.update(map(id, tensors))
             if "conv" in name or "recurrent" in name or "state" in name:
                 constant += count
             else:

@@ -629,6 +629,8 @@ def test_zero_biases_of_older_gptq_tools_count_with_their_module(tmp_path):
     stated = METHODS["gptq-4-128"][1](["lm_head"])
     _, size = make(tmp_path, "qwen3_moe", lambda n: as_is if n == "lm_head" else gptq(bias=True), stated)
     assert anatomy(tmp_path).weight_bytes == size
+    planned = anatomy(tmp_path / "config.json")
+    assert planned.weight_bytes < size and any("bias of zeros" in note for note in planned.notes)
 
 
 # -- precisions by name

@@ -11,6 +11,12 @@ from moecap.model.names import Patterns
 from moecap.model.quantization.keys import GATES, HEAD, Keys, flat
 from moecap.model.recipes import Recipe, Rule
 
+#: AutoGPTQ 0.7 and older wrote a ``bias`` of zeros beside every ``qweight``; no key of its config says so.
+ZERO_BIASES = (
+    "GPTQ: a quantized matrix without a bias is counted without one. Older tools store a bias of zeros, 2 bytes per "
+    "output, beside each, and no key of the config says so: the checkpoint itself is counted exactly."
+)
+
 
 def gptq_recipe(keys: Keys, _dtype: str) -> Recipe:
     """GPTQ and GPTQModel, with its rules per module (``dynamic``) and a quantized head."""
@@ -27,8 +33,10 @@ def gptq_recipe(keys: Keys, _dtype: str) -> Recipe:
     chosen = list(flat(keys.get("modules_in_block_to_quantize") or ()))
     ignore = keys.names("modules_to_not_convert", "ignore") + GATES
     if chosen:
-        return Recipe(f"int{bits}", None, (*rules, Rule(Patterns.of(chosen), layout)), ignore)
-    return Recipe(f"int{bits}", layout, tuple(rules), ignore)
+        rules, layout_of_rest = [*rules, Rule(Patterns.of(chosen), layout)], None
+    else:
+        layout_of_rest = layout
+    return Recipe(f"int{bits}", layout_of_rest, tuple(rules), ignore, notes=(ZERO_BIASES,))
 
 
 def _gptq_rules(keys: Keys, bits: int, group: int | None) -> list[Rule]:
