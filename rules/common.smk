@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
 from moecap.errors import MoecapError, shown
-from moecap.jobs import running
+from moecap.jobs import progress, running
 
 # What Snakemake may be asked for beside a run that is at work: it shows, or lifts a lock.
 LOOKS = ("dryrun", "unlock", "lint", "list_rules", "list_target_rules", "summary")
@@ -73,6 +73,8 @@ except MoecapError as error:
     refuse(error)
 
 campaign = cluster.campaign
+if works and not campaign.config.partial:
+    progress.attach(logger, given.quiet)
 
 paths = campaign.paths
 graph = campaign.graph

@@ -29,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--columns", metavar="COLUMNS", help="these, with commas; `all`: every one")
     parser.add_argument("--top", type=int, metavar="N", help="at most so many rows")
+    parser.add_argument("--answer", action="store_true", help="first, in words, which deployment to take")
     parser.add_argument("--format", choices=("table", "csv", "md", "json"), default="table")
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="as --format json")
     parser.set_defaults(func=run)
@@ -41,10 +42,29 @@ def run(args: argparse.Namespace) -> int:
     table = read_table(args.file)
     columns = args.columns.split(",") if args.columns else None
     found = select(table, args.where, [name for name in args.sort.split(",") if name], columns, args.top)
+    if args.answer and args.format == "table":
+        print("\n".join(answer(table)) + "\n")
     print_rows(found, args.format)
     if len(found) < len(table):
         print(f"{len(found)} of {len(table)} rows", file=sys.stderr)
     return 0
+
+
+def answer(table: pd.DataFrame) -> list[str]:
+    """Which deployment of a CAP table to take, per dataset, as the report's cards say."""
+    from moecap.cap.table import CAP_SCHEMA
+    from moecap.report.answers import advice, cards
+
+    whole = table.reindex(columns=[*dict.fromkeys([*CAP_SCHEMA.names, *table.columns])]).astype(object)
+    rows = whole.where(whole.notna(), None).to_dict("records")
+    lines: list[str] = []
+    for dataset in dict.fromkeys(r["dataset"] for r in rows):
+        own = [r for r in rows if r["dataset"] == dataset]
+        lines.append(
+            f"{dataset}: {advice(own) or 'nothing can be compared: figures or other deployments are missing.'}"
+        )
+        lines += [f"  {card.title}: {card.text} ({card.detail})" for card in cards(own)]
+    return lines
 
 
 def read_table(path: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moecap.cap.schema import CAP_SCHEMA
+from moecap.report.columns import label_of
 from moecap.report.findings import anchors_of, standard_errors
 from moecap.report.inputs import ExtraTable
 from moecap.report.numbers import dollars, number, percent, prefixed, seconds, signed
@@ -267,7 +268,7 @@ def extra_view(table: ExtraTable, id_: str) -> View:
         numeric = any(isinstance(r.get(c), int | float) and not isinstance(r.get(c), bool) for r in table.rows)
         heads.append(
             Head(
-                said.get("label") or c.replace("_", " "),
+                said.get("label") or label_of(c),
                 unit if unit != "1" else "",
                 said.get("meaning", ""),
                 number=numeric,

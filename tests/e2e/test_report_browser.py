@@ -146,6 +146,46 @@ def test_it_opens_drawn_silent_and_alone(page: Browser, table: Any) -> None:
     page.call("Emulation.clearDeviceMetricsOverride")
 
 
+OVERLAPPING = """(() => {
+  const parts = 'h1, h2, .banner, .card, .card *, #axes label, .tools > *, #tabs button,'
+    + '#bar label, #bar summary, #bar output, #bar button';
+  const bar = document.querySelector('#bar').getBoundingClientRect();
+  const seen = Array.from(document.querySelectorAll(parts)).filter(e => !e.closest('details:not([open]) fieldset'))
+    .map(e => {
+      const r = e.getBoundingClientRect(); // what the bar has scrolled out of sight lies over nothing
+      return [e, r.left, r.right, r.top, e.closest('#bar') ? Math.min(r.bottom, bar.bottom) : r.bottom];
+    });
+  const found = [];
+  seen.forEach(([a, l, r, t, b], i) => seen.slice(i + 1).forEach(([c, l2, r2, t2, b2]) => {
+    if (a.contains(c) || c.contains(a)) return;
+    if (Math.min(r, r2) - Math.max(l, l2) > 1 && Math.min(b, b2) - Math.max(t, t2) > 1)
+      found.push(a.outerHTML.slice(0, 80) + ' | ' + c.outerHTML.slice(0, 80));
+  }));
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("width", [1440, 720, 640, 320])
+def test_zoomed_in_nothing_lies_over_another(page: Browser, width: int) -> None:
+    """1440 and 1280 pixels at 200 % have 720 and 640 of the page's; 1280 at 400 % 320 (WCAG 1.4.10)."""
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=500, deviceScaleFactor=2, mobile=False)
+    try:
+        page.evaluate("new Promise(r => setTimeout(r, 350))")
+        page.wait_for(DRAWN)
+        page.evaluate("scrollTo(0, 0)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OVERLAPPING) == []
+        page.evaluate("document.querySelector('#leaderboard-section').scrollIntoView()")
+        # What sticks to the top leaves room for what it is about.
+        box = "document.querySelector('#bar').getBoundingClientRect()"
+        covered = page.evaluate(
+            f"getComputedStyle(document.querySelector('#bar')).position === 'sticky' ? {box}.height : 0"
+        )
+        assert covered < 250
+    finally:
+        page.call("Emulation.clearDeviceMetricsOverride")
+
+
 @pytest.mark.parametrize("name", ["cap-radar.html", *(p for p in os.environ.get("MOECAP_PAGES", "").split(":") if p)])
 def test_other_pages(browser: Browser, pages: Path, name: str) -> None:
     browser.problems.clear()

@@ -506,9 +506,9 @@ def test_a_further_table_is_shown_as_its_metadata_say(tmp_path) -> None:
         ("layer", "", ""),
         ("MBU", "", "every expert"),
         ("total error", "", ""),
-        ("tpot s", "", ""),
+        ("TPOT", "", ""),
         ("seen", "", ""),
-        ("power w", "W", ""),
+        ("power", "W", ""),
     ]
     assert [cell.text for cell in view.rows[0]] == ["0", "1.9712 MB", "−0.066%", "4.2 ms", "yes", "–"]
 

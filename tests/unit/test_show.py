@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -19,6 +20,9 @@ from moecap.commands.serve import make_server
 from moecap.errors import MoecapError
 from moecap.io import write_parquet
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import synthetic
+
 ROWS = pd.DataFrame(
     {
         "deployment": ["a", "b", "c|d"],
@@ -27,6 +31,21 @@ ROWS = pd.DataFrame(
         "tpot_s": [0.02, 0.01, 0.03],
     }
 )
+
+
+def test_the_answer_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from moecap.cap.table import cap_table
+    from moecap.report import answers
+
+    table = cap_table(**synthetic.tables())
+    write_parquet(table, tmp_path / "cap.parquet")
+    assert cli.main(["show", str(tmp_path / "cap.parquet"), "--answer", "--top", "1"]) == 0
+    said = capsys.readouterr().out
+    for dataset in synthetic.DATASETS:
+        rows = [r for r in table.to_pylist() if r["dataset"] == dataset]
+        assert f"{dataset}: {answers.advice(rows)}" in said
+        for card in answers.cards(rows):
+            assert f"{card.title}: {card.text} ({card.detail})" in said
 
 
 @given(st.floats(0, 1), st.sampled_from([">=", "<=", ">", "<", "=", "!="]))
