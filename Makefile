@@ -12,7 +12,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 # Where this is set (many container images do), every job compiles vLLM's sources anew: ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-slurm test-gpu paper validate bench docs env pins lint clean
+.PHONY: help demo demo-engines test test-all test-slurm test-gpu paper validate bench docs env pins lint clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -22,6 +22,13 @@ demo: ## train, quantize, serve, score, cost and chart a small MoE on this machi
 	@echo; $(BIN)/moecap show results/cap.parquet --answer --sort usd_per_million_tokens --top 6 \
 	  --columns deployment,dataset,batch_size,accuracy,tpot_s,usd_per_million_tokens
 	@echo; echo "Report: $(CURDIR)/results/report.html   Table: results/cap.parquet   More: moecap show --help"
+
+demo-engines: ## every engine that runs on a CPU machine, on the demo's model, into one CAP table
+	@envs/setup.sh cpu quantize llamacpp
+	@$(SNAKEMAKE) --configfile config/engines.yaml --quiet rules reason host $(ARGS)
+	@echo; $(BIN)/moecap show results/engines/cap.parquet --sort deployment \
+	  --columns deployment,dataset,batch_size,accuracy,tpot_s,output_tokens_per_s,decode_s_mbu_complete,usd_per_million_tokens
+	@echo; echo "Report: $(CURDIR)/results/engines/report.html   Table: results/engines/cap.parquet"
 
 test: ## linters, unit, property and DAG tests, the demo end to end and through a real Slurm
 	@envs/setup.sh dev quantize

@@ -480,7 +480,10 @@ def _loaded(lm_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if lm_name != "hf":
         return arguments
     config = Path(arguments["pretrained"]) / "config.json"
-    if not config.is_file() or "quantization_config" not in json.loads(config.read_text()):
+    if not config.is_file() or (
+        "quantization_config" not in json.loads(config.read_text(encoding="utf-8"))
+        and not any(config.parent.glob("*.gguf"))
+    ):
         return arguments
     from moecap.checkpoints.dequantize import load_causal_lm
 
