@@ -2,8 +2,8 @@
 
 input: points, requests, schedule, routing, anatomy, machine; output: steps, metrics, routing_analysis;
 params.metrics: deployment (its id), compute_dtype, and optionally devices, tensor_parallel, peaks ({"bytes_per_s",
-"flops": {dtype: dense FLOP/s}} of one device, from the catalogue; absent: the calibrated machine's), offload (tier, and
-the engine's arguments on it), tiers ({memory tier: bytes/s}), seed.
+"flops": {dtype: dense FLOP/s}} of one device, from the catalogue; absent: the calibrated machine's), offload (tier,
+the tier of the device's own memory, and the engine's arguments on it), tiers ({memory tier: bytes/s}), seed.
 """
 
 import logging
@@ -42,6 +42,7 @@ with script(snakemake) as job:  # noqa: F821
         params.get("devices", 1),
         params.get("peaks"),
         params.get("tiers"),
+        offload["device"] if offload else "hbm",
     )
     metrics = metrics_table(
         points,
@@ -51,7 +52,8 @@ with script(snakemake) as job:  # noqa: F821
         peaks,
         deployment=deployment,
         replication=replication_of(anatomy, params.get("tensor_parallel", 1)),
-        placement=offload and placement_of(anatomy, offload["arguments"], offload["tier"], **parallelism),
+        placement=offload
+        and placement_of(anatomy, offload["arguments"], offload["tier"], device=offload["device"], **parallelism),
         seed=params.get("seed", 0),
     )
     analysis = analysis_table(store, requests, steps.read_steps(job.output.steps), anatomy)

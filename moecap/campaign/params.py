@@ -113,6 +113,7 @@ class Params:
             arguments = self.campaign.engine(row.engine).options.get("engine_args") or {}
             params["offload"] = {
                 "tier": row.offload,
+                "device": "hbm" if system.gpu else "dram",
                 "arguments": {key: arguments[key] for key in OFFLOAD_ARGUMENTS if key in arguments},
             }
             params["tiers"] = system.tiers(row.devices)

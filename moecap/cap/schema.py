@@ -33,7 +33,8 @@ _LAYOUT = {
         decode_hbm_utilization decode_pcie_utilization decode_dram_utilization decode_ssd_utilization
         utilization_above_one peak_bytes_per_s peak_flops utilizations_above_one compute_dtype peak_source""",
     "Bytes": """
-        layers moe_layers weight_bytes decode_mbu_bytes decode_s_mbu_bytes decode_s_mbu_complete_bytes
+        layers moe_layers weight_bytes device_weight_bytes offloaded_weight_bytes moved_bytes_per_step
+        decode_mbu_bytes decode_s_mbu_bytes decode_s_mbu_complete_bytes
         decode_mbu_complete_bytes decode_kv_bytes unique_experts""",
     "Energy": "power_w± energy_source joules_per_token± tokens_per_s_per_kw± tokens_per_kwh±",
     "Cost": """

@@ -142,6 +142,20 @@ BYTES = (
     Column("layers", I32, "1", "Layers of the model."),
     Column("moe_layers", I32, "1", "Layers with routed experts."),
     Column("weight_bytes", F64, "B", "All weights as stored."),
+    Column(
+        "device_weight_bytes",
+        F64,
+        "B",
+        "Weights in the devices' memory between steps, as the engine holds them; null: not counted by it.",
+    ),
+    Column("offloaded_weight_bytes", F64, "B", "Weights elsewhere, as the engine holds them; null: not counted by it."),
+    Column(
+        "moved_bytes_per_step",
+        F64,
+        "B",
+        "Offloaded weights that every step moves, needed or not, as counted from what "
+        "was read; null: none, or not alike in every step.",
+    ),
     *_step_bytes(),
     Column(
         "decode_component_bytes",

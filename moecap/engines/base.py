@@ -150,6 +150,10 @@ class Engine(ABC):
 
     schedule = "exact"
     weights_as = "stored"
+    #: Bytes of weights by where they are kept ("device" and, of what is offloaded, `dram` or `ssd`); None: not counted.
+    weights_by_tier: Mapping[str, int] | None = None
+    #: Bytes of offloaded weights that every step moves, by where they are read; None: not the same in every step.
+    moved_per_step: Mapping[str, int] | None = None
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec

@@ -84,6 +84,18 @@ POINTS = pa.schema(
         _field("schedule_kind", pa.string(), "exact: as the engine said; estimated: from arrival times"),
         _field("weights_as", pa.string(), "stored: as in the checkpoint; else the dtype they were converted to"),
         _field(
+            "weights_by_tier",
+            pa.string(),
+            "bytes of weights by where they are kept, JSON; null: not counted by this engine",
+            nullable=True,
+        ),
+        _field(
+            "moved_per_step",
+            pa.string(),
+            "bytes of offloaded weights that every step moves, by where they are read, JSON; null: none, or not alike",
+            nullable=True,
+        ),
+        _field(
             "external_cpu_share",
             pa.float64(),
             "share of the machine's CPU time that other processes used meanwhile; null: not measurable",
@@ -489,6 +501,8 @@ def _tables(
         "max_num_seqs": engine.spec.max_num_seqs,
         "schedule_kind": engine.schedule,
         "weights_as": engine.weights_as,
+        "weights_by_tier": _json(engine.weights_by_tier),
+        "moved_per_step": _json(engine.moved_per_step),
         "external_cpu_share": others.external_share,
         "cpu_steal_share": others.steal_share,
         "other_gpu_processes": others.other_gpu_processes,
@@ -499,6 +513,10 @@ def _tables(
         "requests": pa.Table.from_pylist(requests, REQUESTS),
         "schedule": pa.Table.from_pylist(schedule, SCHEDULE),
     }
+
+
+def _json(value: Mapping[str, int] | None) -> str | None:
+    return None if value is None else json.dumps(dict(value), sort_keys=True)
 
 
 def _energy_columns(windows: Sequence[Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ repeats vary. Rates: Student's t over the repeats' logarithms; null with a singl
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,6 +89,7 @@ METRICS_SCHEMA = schema(
         ),
         "mfu s_mfu mbu_over_s_mbu± utilization_above_one utilizations_above_one",
         "peak_bytes_per_s peak_flops compute_dtype peak_source layers moe_layers weight_bytes",
+        "device_weight_bytes offloaded_weight_bytes moved_bytes_per_step",
         *(f"{phase}_{name}_bytes" for phase in PHASES for name in (*BYTES, "kv")),
         "unique_experts decode_component_bytes decode_tiers",
         *(f"decode_{tier}_utilization" for tier in TIERS),
@@ -109,6 +111,7 @@ class Peaks:
         bytes_per_s: peak memory bandwidth.
         flops: dense peak of ``compute_dtype``; None where none is known (MFU and S-MFU are then null).
         tiers: bandwidth of each memory tier (``hbm``, ``dram``, ``pcie``, ``ssd``), where weights are offloaded.
+        device: the tier of the devices' own memory: ``hbm``; ``dram`` where the device is the CPU.
     """
 
     bytes_per_s: float
@@ -116,6 +119,7 @@ class Peaks:
     compute_dtype: str = "bf16"
     source: str = "measured"
     tiers: Mapping[str, float | None] = field(default_factory=dict)
+    device: str = "hbm"
 
 
 def peaks_of(
@@ -124,6 +128,7 @@ def peaks_of(
     devices: int = 1,
     catalogue: Mapping[str, Any] | None = None,
     tiers: Mapping[str, float | None] | None = None,
+    device: str = "hbm",
 ) -> Peaks:
     """The peaks of ``devices`` devices: the data sheet's where the catalogue has them, else the calibrated machine's.
 
@@ -134,6 +139,7 @@ def peaks_of(
         catalogue: of one device: ``bytes_per_s`` and ``flops`` {dtype: dense FLOP/s or null}, and optionally their
             weakest ``status``, which the source then says; None: use ``machine``.
         tiers: bandwidths of memory tiers, passed on.
+        device: the tier of the devices' own memory, whose bandwidth is the peak where ``tiers`` does not say.
 
     Raises:
         MoecapError: no bandwidth, or one that is not positive. A missing peak of ``compute_dtype`` is no error: it is
@@ -156,7 +162,9 @@ def peaks_of(
     except MoecapError as error:
         log.warning("MFU and S-MFU are left empty: %s", error)
         peak = None
-    return Peaks(devices * float(bandwidth), peak, compute_dtype, source, tiers or {})
+    bandwidth = devices * float(bandwidth)
+    known = {**tiers, device: tiers.get(device) or bandwidth} if tiers else {}
+    return Peaks(bandwidth, peak, compute_dtype, source, known, device)
 
 
 def replication_of(anatomy: Anatomy, tensor_parallel: int = 1) -> dict[str, float]:
@@ -387,7 +395,9 @@ def metrics_table(
         row.update(_rates([measured[key] for key in keys]))
         row.update(_latencies([by_point.get(key) for key in keys], rng, draws))
         row.update(_utilizations([amounts[key] for key in keys if key in amounts], peaks, row, anatomy, rng, draws))
-        row.update(_tiers([amounts[key] for key in keys if key in amounts], placement, peaks))
+        row.update(_kept([measured[key] for key in keys]))
+        moved = row["moved_bytes_per_step"]
+        row.update(_tiers([amounts[key] for key in keys if key in amounts], placement, peaks, moved))
         rows.append(row | _above_one(row))
     return pa.Table.from_pylist([{k: _plain(v) for k, v in row.items()} for row in rows], schema=METRICS_SCHEMA)
 
@@ -562,10 +572,35 @@ def _utilizations(
     return result
 
 
+def _kept(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the engine kept the weights and what it moved in every step, as it counted them; null where it did not."""
+
+    def same(name: str) -> dict[str, int] | None:
+        values = {point.get(name) for point in points}
+        if len(values) > 1:
+            raise MoecapError(f"`{name}` differs between the repeats of a point: {sorted(map(str, values))}.")
+        value = values.pop()
+        return json.loads(value) if value else None
+
+    kept, moved = same("weights_by_tier"), same("moved_per_step")
+    return {
+        "device_weight_bytes": kept["device"] if kept else None,
+        "offloaded_weight_bytes": sum(kept.values()) - kept["device"] if kept else None,
+        "moved_bytes_per_step": sum(moved.values()) if moved else None,
+    }
+
+
 def _tiers(
-    runs: Sequence[Amounts], placement: Mapping[str, Mapping[str, float]] | None, peaks: Peaks
+    runs: Sequence[Amounts],
+    placement: Mapping[str, Mapping[str, float]] | None,
+    peaks: Peaks,
+    moved: float | None = None,
 ) -> dict[str, Any]:
-    """Decode bytes and utilization per memory tier, where weights are offloaded."""
+    """Decode bytes and utilization per memory tier, where weights are offloaded.
+
+    Args:
+        moved: bytes of offloaded weights that a step moves whatever it needs of them; None: only what it needs.
+    """
     if not placement or not any(len(run.phases["decode"]) for run in runs):
         return {}
     total = sum(run.phases["decode"].sum(axis=0) for run in runs)
@@ -573,7 +608,12 @@ def _tiers(
     names = runs[0].components["decode"]
     read = {name: sum(run.components["decode"][name] for run in runs) for name in names}
     tiers = []
-    for tier, amount in split_by_tier(read, placement).items():
+    for tier, needed in split_by_tier(read, placement, peaks.device).items():
+        amount = needed
+        if moved is not None and tier != peaks.device:
+            amount = moved * steps
+        elif moved is not None and tier == "dram":  # what comes from storage is written here, then read
+            amount = needed + moved * steps
         peak = peaks.tiers.get(tier)
         utilization = float(amount) / time_s / peak if peak else None
         tiers.append({"tier": tier, "bytes": float(amount) / steps, "utilization": utilization})

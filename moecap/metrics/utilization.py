@@ -385,7 +385,8 @@ def split_by_tier(
         device: the tier of the device's own memory.
 
     Returns:
-        tier → bytes. What does not lie on the device also crosses ``pcie``; what lies on ``ssd`` also passes ``dram``.
+        tier → bytes. What does not lie on the device also crosses ``pcie``, unless the device is the CPU (``dram``);
+        what lies on ``ssd`` also passes ``dram``.
 
     Raises:
         MoecapError: an unknown component, or shares that do not add up to 1.
@@ -398,7 +399,8 @@ def split_by_tier(
     tiers: dict[str, np.ndarray] = {}
     for component, amount in read_bytes.items():
         for tier, share in placement.get(component, {device: 1.0}).items():
-            passes = [tier] if tier == device else [tier, "pcie", *(["dram"] if tier == "ssd" else [])]
+            passes = [tier] if tier == device else [tier, *([] if device == "dram" else ["pcie"])]
+            passes += ["dram"] if tier == "ssd" else []
             for passed in passes:
                 tiers[passed] = tiers.get(passed, 0.0) + share * np.asarray(amount, dtype=np.float64)
     return tiers

@@ -1,4 +1,4 @@
-"""Which share of each component's bytes lies outside the devices, from how vLLM is told to offload.
+"""Which share of each component's bytes lies outside the devices, from how vLLM, or Accelerate, is told to offload.
 
 vLLM keeps weights in the host's memory in one of two ways (its ``OffloadConfig``), both of which say which layers:
 
@@ -75,6 +75,8 @@ def placement_of(
                     taken = min(size, left)
                     left -= taken
                 away[component] += taken
+    if tier == device:  # a CPU's own memory: nothing moves
+        return {}
     return {
         component: {tier: float(away[component] / size), device: float(1 - away[component] / size)}
         for component, size in total.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -205,6 +206,27 @@ def test_tiers(run, steps, anatomy):
     assert tiers["dram"]["bytes"] == tiers["pcie"]["bytes"] == pytest.approx(routed)
     assert tiers["pcie"]["utilization"] == pytest.approx(routed / row["decode_step_s"] / 1e8)
     assert tiers["hbm"]["bytes"] + routed == pytest.approx(row["decode_s_mbu_complete_bytes"])
+
+
+def test_moved_whole_whatever_is_needed(run, steps, anatomy):
+    """An engine that fetches all experts of a layer moves them all; a CPU's own memory is the device's."""
+    rows = run.points.to_pylist()
+    for row in rows:
+        row["weights_by_tier"] = json.dumps({"device": 10, "ssd": 32})
+        row["moved_per_step"] = json.dumps({"checkpoint": 2, "offload folder": 30})
+    points, placement = pa.Table.from_pylist(rows), {"routed_experts": {"ssd": 1.0}}
+    for device, names in (("hbm", {"hbm", "pcie", "dram", "ssd"}), ("dram", {"dram", "ssd"})):
+        peaks = Peaks(1e9, 1e11, tiers={"ssd": 1e3, "dram": 1e9}, device=device)
+        table = metrics_table(points, run.requests, steps, anatomy, peaks, placement=placement, draws=10)
+        row = table.to_pylist()[0]
+        tiers = {t["tier"]: t for t in row["decode_tiers"]}
+        assert set(tiers) == names and tiers["ssd"]["bytes"] == row["moved_bytes_per_step"] == 32
+        assert tiers["ssd"]["utilization"] == pytest.approx(32 / row["decode_step_s"] / 1e3)
+        assert (row["device_weight_bytes"], row["offloaded_weight_bytes"]) == (10, 32)
+    assert tiers["dram"]["bytes"] == pytest.approx(row["decode_s_mbu_complete_bytes"] + 32)
+    rows[0]["moved_per_step"] = None
+    with pytest.raises(MoecapError, match="differs between the repeats"):
+        metrics_table(pa.Table.from_pylist(rows), run.requests, steps, anatomy, peaks, draws=10)
 
 
 def test_bad_tables(run, steps, anatomy):

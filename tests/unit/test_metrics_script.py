@@ -68,7 +68,7 @@ def test_catalogue_peaks_win(job):
 
 
 def test_offloaded_weights_have_a_figure_per_memory_tier(job):
-    offload = {"tier": "dram", "arguments": {"cpu_offload_gb": 1e-5}}  # 10,737 bytes
+    offload = {"tier": "dram", "device": "hbm", "arguments": {"cpu_offload_gb": 1e-5}}  # 10,737 bytes
     tiers = {"hbm": 1e10, "pcie": 1e3, "dram": None}
     job.params.metrics.update(offload=offload, tiers=tiers)
     execute(job)

@@ -118,5 +118,5 @@ def test_a_deployment_says_how_much_before_anything_runs(tmp_path, monkeypatch):
     engines.write_text(yaml.safe_dump(entries))
     campaign = Campaign({"deployments": "table.csv", "cost": {"usd_per_kwh": 0.1}})
     params = campaign.params.metrics(campaign.deployment("d"))
-    assert params["offload"] == {"tier": "dram", "arguments": {"cpu_offload_gb": 16}}
+    assert params["offload"] == {"tier": "dram", "device": "hbm", "arguments": {"cpu_offload_gb": 16}}
     assert params["tiers"]["pcie"] == 2 * 64e9

@@ -92,7 +92,7 @@ def test_serve_gives_an_address_for_others() -> None:
 )
 def test_a_server_that_does_not_start(fault: str, kind: type[Exception], message: str) -> None:
     before = {p.pid for p in psutil.Process().children(recursive=True)}
-    with pytest.raises(kind, match=message), base.load(spec(fault, load_s=1)):
+    with pytest.raises(kind, match=message), base.load(spec(fault, load_s=60 if fault == "exits" else 1)):
         pass
     assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
 

@@ -38,9 +38,12 @@ OPTIONS = ("dtype", "experts_implementation", "attn_implementation", "device_map
 class TransformersEngine(Engine):
     """A causal language model of Transformers with greedy decoding in static batches."""
 
+    #: Keys of the entry's `options`.
+    options: tuple[str, ...] = OPTIONS
+
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
-        unknown = set(spec.options) - set(OPTIONS)
+        unknown = set(spec.options) - set(self.options)
         if unknown:
             raise PermanentError(f"Engine {spec.name}: unknown option {sorted(unknown)[0]!r} in the catalogue.")
         for key in ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel"):
@@ -48,22 +51,26 @@ class TransformersEngine(Engine):
                 raise PermanentError(f"Engine {spec.name} serves on one device; `{key}` is {getattr(spec, key)}.")
         import torch
 
-        from moecap.checkpoints.dequantize import load_causal_lm
-
         self._torch = torch
         if spec.threads and spec.device == "cpu":
             torch.set_num_threads(spec.threads)
         options = {key: value for key, value in spec.options.items() if key != "dtype" and value is not None}
         dtype = spec.options.get("dtype", "bfloat16")
-        self._model: Any = load_causal_lm(
-            spec.checkpoint, dtype=getattr(torch, dtype), trust_remote_code=spec.trust_remote_code, **options
-        )
-        config = json.loads((Path(spec.checkpoint) / "config.json").read_text())
+        self._model: Any = self._load_model(getattr(torch, dtype), options)
+        config = json.loads((Path(spec.checkpoint) / "config.json").read_text(encoding="utf-8"))
         if config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config"):
             self.weights_as = dtype
-        if "device_map" not in options and spec.device != "cpu":
-            self._model.to("cuda")  # ROCm's name for its devices too
+        # Where inputs go; ROCm's devices are called cuda, too.
+        self._device = "cpu" if spec.device == "cpu" else "cuda"
+        if not getattr(self._model, "hf_device_map", None) and spec.device != "cpu":
+            self._model.to(self._device)
         self._pad = self._model.config.get_text_config().pad_token_id or 0
+
+    def _load_model(self, dtype: Any, options: dict[str, Any]) -> Any:
+        from moecap.checkpoints.dequantize import load_causal_lm
+
+        spec = self.spec
+        return load_causal_lm(spec.checkpoint, dtype=dtype, trust_remote_code=spec.trust_remote_code, **options)
 
     @property
     def version(self) -> str:
@@ -83,7 +90,7 @@ class TransformersEngine(Engine):
         steps: list[Step] = []
         with window() as measured, torch.inference_mode():
             start_unix, start = time.time(), time.monotonic()
-            ids, mask = ids.to(model.device), mask.to(model.device)
+            ids, mask = ids.to(self._device), mask.to(self._device)
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             cache = None
             while True:

@@ -1,0 +1,1 @@
+"""Accelerate: a model of Transformers whose weights lie partly in host memory or on disk."""
