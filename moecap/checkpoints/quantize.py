@@ -18,11 +18,13 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moecap.checkpoints.hub import MANIFEST, check_checkpoint, link_variant, sha256, write_manifest
+from moecap.checkpoints.modifiers import modifiers_of, scheme_of, without_pinning
 from moecap.checkpoints.recipe import Recipe
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.io import atomic_directory, read_json
@@ -129,57 +131,66 @@ def quantize(
     check_checkpoint(model_dir)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
-    from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES, preset_name_to_scheme
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from llmcompressor.modeling.moe.linearize import linearize_moe
+    from transformers import AutoTokenizer
 
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    if recipe.scheme not in PRESET_SCHEMES:
-        raise MoecapError(f"The recipe's `scheme` is {recipe.scheme!r}. {nearest(recipe.scheme, PRESET_SCHEMES)}")
-    scheme = preset_name_to_scheme(recipe.scheme, ["Linear"])
-    if recipe.group_size is not None and scheme.weights.group_size is not None:
-        scheme.weights.group_size = recipe.group_size
-    if recipe.symmetric is not None:
-        scheme.weights.symmetric = recipe.symmetric
-    check_widths(stored_shapes(model_dir), recipe, scheme.weights.group_size)
+    check_widths(stored_shapes(model_dir), recipe, scheme_of(recipe.scheme, recipe).weights.group_size)
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    options: dict[str, Any] = {}
-    modifier: Any = QuantizationModifier
-    if recipe.algorithm == "gptq":
-        modifier = GPTQModifier
-        sequences = calibration_sequences(
-            _calibration_rows(recipe, calibration_file), lambda text: tokenizer(text)["input_ids"], recipe, seed
-        )
-        options = _calibration_options(sequences)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise PermanentError(
-            f"{model_dir} does not load as a model: {_first_line(error)} If its files were cut off or changed, delete "
-            "the folder to have it made again."
-        ) from error
-    oneshot(
-        model=model,
-        recipe=modifier(config_groups={"group_0": scheme}, ignore=list(recipe.ignore)),
-        tokenizer=tokenizer,
-        **options,
-    )
+    sequences: list[list[int]] = []
+    if recipe.needs_text:
+        rows = _calibration_rows(recipe, calibration_file)
+        sequences = calibration_sequences(rows, lambda text: tokenizer(text)["input_ids"], recipe, seed)
+    model = linearize_moe(_load(model_dir, trust_remote_code))
+    started = time.monotonic()
+    modifiers = modifiers_of(model, recipe, lambda: _short_pass(model, sequences))
+    options = _calibration_options(sequences) if sequences else {}
+    with without_pinning():
+        oneshot(model=model, recipe=modifiers, tokenizer=tokenizer, **options)
+    seconds = time.monotonic() - started
     with atomic_directory(output_dir) as folder:
         model.save_pretrained(folder, save_compressed=True)
         tokenizer.save_pretrained(folder)
         made = {
             "kind": "quantized",
             "recipe": recipe.model_dump(mode="json"),
-            "calibration_sequences": len(sequences) if recipe.algorithm == "gptq" else None,
+            "calibration_sequences": len(sequences) or None,
+            "quantize_s": round(seconds, 3),
             "seed": seed,
             "base": _base(model_dir),
             "libraries": library_versions("llmcompressor", "compressed-tensors", "transformers", "torch"),
         }
         return write_manifest(folder, {**(facts or {}), "source": made})
+
+
+def _load(model_dir: str | os.PathLike[str], trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise PermanentError(
+            f"{model_dir} does not load as a model: {_first_line(error)} If its files were cut off or changed, delete "
+            "the folder to have it made again."
+        ) from error
+
+
+#: Tokens of the short text on which a model's structure is told.
+SHORT_TOKENS = 32
+
+
+def _short_pass(model: Any, sequences: list[list[int]]) -> Any:
+    """The logits of a short text, every expert on every token, with norms as llmcompressor's transforms see them."""
+    import torch
+    from llmcompressor.modeling.moe.context import moe_calibration_context
+    from llmcompressor.modeling.offset_norm import norm_calibration_context
+
+    ids = torch.tensor([sequences[0][:SHORT_TOKENS]], device=model.device)
+    with torch.no_grad(), moe_calibration_context(), norm_calibration_context(model):
+        return model(input_ids=ids, use_cache=False).logits
 
 
 def _calibration_rows(recipe: Recipe, calibration_file: str | os.PathLike[str] | None) -> list[dict[str, Any]]:

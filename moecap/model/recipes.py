@@ -51,6 +51,7 @@ class Recipe:
         rules: exceptions; the first that matches decides. They reach every component but routers and embeddings.
         ignore: modules that stay as they are, whatever the rules say.
         components: what ``layout`` quantizes.
+        component_layouts: (component, layout) of components that are stored otherwise than by ``layout``.
         rest_bits: bits of a weight that is not quantized.
         kv_bits: bits of an element of the KV cache; None: the recipe does not say.
         kv_scale_bits: bits of scales per layer that caches keys and values, stored in the checkpoint; with
@@ -63,6 +64,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     ignore: Patterns = field(default_factory=Patterns)
     components: tuple[str, ...] = QUANTIZED
+    component_layouts: tuple[tuple[str, Layout], ...] = ()
     rest_bits: int = 16
     kv_bits: float | None = None
     kv_scale_bits: int = 0
@@ -72,7 +74,7 @@ class Recipe:
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout that the recipe may store a matrix in."""
-        found = [self.layout, *(rule.layout for rule in self.rules)]
+        found = [self.layout, *(layout for _, layout in self.component_layouts), *(rule.layout for rule in self.rules)]
         return tuple(dict.fromkeys(layout for layout in found if layout is not None))
 
     @property
@@ -87,7 +89,13 @@ class Recipe:
         for rule in self.rules:
             if rule.modules.match(module.names):
                 return rule.layout
-        return self.layout if component in self.components else None
+        return self._own_layout(component)
+
+    def _own_layout(self, component: str) -> Layout | None:
+        """How a component is stored where no module of it is an exception."""
+        if component not in self.components:
+            return None
+        return dict(self.component_layouts).get(component, self.layout)
 
     def sizes(self, structure: Skeleton) -> dict[tuple[int | None, str], int]:
         """Bytes per (layer, component) if the model were stored by this recipe; a layer of None is outside them."""
@@ -127,7 +135,7 @@ class Recipe:
         """The matrices of a parameter, each with its layout; one line for all where nothing tells them apart."""
         quantizable = all(matrix.quantizable for matrix in part.matrices)
         if not quantizable or not (self.rules or self.ignore):
-            layout = self.layout if quantizable and part.component in self.components else None
+            layout = self._own_layout(part.component) if quantizable else None
             for matrix in part.matrices:
                 yield Module((part.name,), matrix.rows, matrix.columns, matrix.copies), layout
             return
@@ -154,6 +162,12 @@ def _int8(symmetric: bool) -> Layout:
     return plain("int8", 8, zero_bits=0 if symmetric else 8, compute_dtype="int8")
 
 
+def _int4_unpacked(compute_dtype: str, group_size: int | None, symmetric: bool) -> Layout:
+    """Four bits in a byte each: compressed-tensors 0.19 packs integers only where activations stay as they are."""
+    zeros = 0 if symmetric else 8
+    return plain("int4", 8, group_size, zero_bits=zeros, compute_dtype=compute_dtype)
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How a scheme stores weights: ``make`` with ``options``, which a recipe may set otherwise."""
@@ -165,23 +179,26 @@ class Scheme:
         return self.make(**self.options)
 
 
-#: How the schemes of the catalogue store weights and what they are multiplied in. llmcompressor's names, and those of
-#: ready-made checkpoints (GPTQ, AWQ, FP8_BLOCK, MXFP8, NVFP4) as their tools write them.
+#: How the schemes of the catalogue store weights and what they are multiplied in. llmcompressor's names (its MXFP4,
+#: whose activations are in 4 bits too, is MXFP4A4 here), and those of ready-made checkpoints (GPTQ, AWQ,
+#: FP8_BLOCK_F32) as their tools write them.
 SCHEMES: dict[str, Scheme] = {
     "W8A8": Scheme(_int8, {"symmetric": True}),
-    "W8A16": Scheme(partial(int_packed, 8), {"group_size": None, "symmetric": True}),
+    "W8A16": Scheme(partial(int_packed, 8), {"group_size": 128, "symmetric": True}),
     "W4A16": Scheme(partial(int_packed, 4), {"group_size": 128, "symmetric": True}),
     "W4A16_ASYM": Scheme(partial(int_packed, 4), {"group_size": 128, "symmetric": False}),
-    "W4A8": Scheme(partial(int_packed, 4, compute_dtype="int8"), {"group_size": None, "symmetric": True}),
-    "W4AFP8": Scheme(partial(int_packed, 4, compute_dtype="fp8"), {"group_size": 128, "symmetric": True}),
+    "W4A8": Scheme(partial(_int4_unpacked, "int8"), {"group_size": 128, "symmetric": True}),
+    "W4AFP8": Scheme(partial(_int4_unpacked, "fp8"), {"group_size": 128, "symmetric": True}),
     "GPTQ": Scheme(partial(gptq, 4), {"group_size": 128}),
     "AWQ": Scheme(partial(awq, 4), {"group_size": 128}),
     "FP8": Scheme(partial(plain, "fp8", 8, 0, matrix_bits=16, compute_dtype="fp8")),
     "FP8_DYNAMIC": Scheme(partial(plain, "fp8", 8, compute_dtype="fp8")),
-    "FP8_BLOCK": Scheme(partial(plain, "fp8", 8, scale_bits=32, compute_dtype="fp8"), {"block": (128, 128)}),
+    "FP8_BLOCK": Scheme(partial(plain, "fp8", 8, compute_dtype="fp8"), {"block": (128, 128)}),
+    "FP8_BLOCK_F32": Scheme(partial(plain, "fp8", 8, scale_bits=32, compute_dtype="fp8"), {"block": (128, 128)}),
     "MXFP4": Scheme(partial(mxfp, 4)),
     "MXFP4A4": Scheme(partial(mxfp, 4, compute_dtype="fp4")),
     "MXFP8": Scheme(partial(mxfp, 8, compute_dtype="fp8")),
+    "MXFP8A16": Scheme(partial(mxfp, 8)),
     "NVFP4": Scheme(nvfp4),
     "NVFP4A16": Scheme(partial(nvfp4, matrix_bits=32, compute_dtype=None)),
 }
@@ -194,7 +211,7 @@ BUILT_IN = {
 LAYOUT_KEYS = (
     "weight_bits", "group_size", "block", "symmetric", "scale_bits", "word_bits", "index_bytes", "compute_dtype",
 )  # fmt: skip
-RECIPE_KEYS = ("rest_bits", "components", "ignore", "kv_bits")
+RECIPE_KEYS = ("rest_bits", "components", "component_schemes", "ignore", "kv_bits")
 
 
 def recipe_from_dict(name: str, values: Mapping[str, Any]) -> Recipe:
@@ -214,6 +231,12 @@ def _recipe(name: str, layout: Layout, values: Mapping[str, Any]) -> Recipe:
     given = {key: values[key] for key in ("rest_bits", "kv_bits") if values.get(key) is not None}
     if values.get("components") is not None:
         given["components"] = tuple(values["components"])
+    own = dict(values.get("component_schemes") or {})
+    for scheme in own.values():
+        if scheme not in SCHEMES:
+            known = nearest(scheme, SCHEMES)
+            raise MoecapError(f"Precision {name!r}: how {scheme!r} stores weights is not known. {known}")
+    given["component_layouts"] = tuple((component, SCHEMES[scheme].layout()) for component, scheme in own.items())
     ignore = values.get("ignore")
     return Recipe(name, layout, ignore=Patterns.of(IGNORED if ignore is None else ignore), **given)
 

@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moecap.campaign.catalogue import PrecisionEntry
-from moecap.checkpoints import quantize
+from moecap.checkpoints import mappings, quantize
 from moecap.checkpoints.recipe import Recipe
 from moecap.errors import MoecapError
+from moecap.model.counted import anatomy
+from moecap.model.names import Module
+from moecap.model.recipes import QUANTIZED, SCHEMES, _recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = yaml.safe_load((ROOT / "config/catalogue/precisions.yaml").read_text())
@@ -122,9 +126,90 @@ def test_an_interpreter_that_is_not_there_is_explained(tmp_path: Path) -> None:
         quantize.run("no/such/python", tmp_path, tmp_path / "int8", {"scheme": "W8A8"})
 
 
+@given(
+    components=st.lists(st.sampled_from(QUANTIZED), min_size=1, unique=True),
+    scheme=st.sampled_from(sorted(SCHEMES)),
+    other=st.sampled_from(sorted(SCHEMES)),
+)
+def test_a_component_is_stored_by_its_own_scheme_or_left_as_it_is(
+    components: list[str], scheme: str, other: str
+) -> None:
+    """Bytes of a recipe for some components are those of each of them alone."""
+    first = components[0]
+    data = {"scheme": scheme, "components": components, "component_schemes": {first: other}}
+    made = _recipe("x", SCHEMES[scheme].layout(), data)
+    module = Module(("model.layers.0.x.y_proj",), 128, 128)
+    for component in QUANTIZED:
+        expected = SCHEMES[other if component == first else scheme].layout() if component in components else None
+        assert made.layout_of(module, component) == expected
+
+
+def test_what_needs_text_says_so() -> None:
+    for data in ({"transform": "awq"}, {"algorithm": "gptq"}, {"component_schemes": {"attention": "NVFP4"}}):
+        with pytest.raises(MoecapError, match="calibrate"):
+            Recipe.from_data({"scheme": "W4A16", **data})
+    for data in ({"components": ["atention"]}, {"component_schemes": {"atention": "W8A8"}}):
+        with pytest.raises(MoecapError, match="'attention'"):
+            Recipe.from_data({"scheme": "W4A16", **data})
+
+
+class Block(torch.nn.Module):
+    """A norm, a gated MLP that reads it, and (``leak``) what else reads the norm."""
+
+    def __init__(self, leak: str = "") -> None:
+        super().__init__()
+        self.leak = leak
+        self.norm = torch.nn.RMSNorm(16)
+        self.gate_proj = torch.nn.Linear(16, 32, bias=False)
+        self.up_proj = torch.nn.Linear(16, 32)
+        self.down_proj = torch.nn.Linear(32, 16)
+        self.hidden_reader = torch.nn.Parameter(torch.randn(16, 16) / 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(x)
+        rest = {"residual": normed, "parameter": normed @ self.hidden_reader, "": 0 * x}[self.leak]
+        return x + rest + self.down_proj(torch.nn.functional.silu(self.gate_proj(normed)) * self.up_proj(normed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("leak", ["", "residual", "parameter"])
+def test_scales_move_only_where_nothing_else_reads(leak: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(Block(leak) for _ in range(3))).to(dtype)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    text = torch.randn(5, 16, dtype=dtype)
+    found = mappings.find(model, lambda: model(text).detach())
+    up = [mappings.Mapping(f"{i}.up_proj", (f"{i}.down_proj",), False) for i in range(3)]
+    norms = [mappings.Mapping(f"{i}.norm", (f"{i}.gate_proj", f"{i}.up_proj"), True) for i in range(3)]
+    assert set(found) == {*up, *(norms if not leak else [])}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_experts_that_no_module_shows_are_not_forgotten() -> None:
+    """Fused experts read the norm without a linear layer of their own: the norm must not be scaled."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    experts = {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(vocab_size=64, intermediate_size=32, **sizes, **experts)).eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        found = mappings.find(model, lambda: model(input_ids=ids, use_cache=False).logits)
+    sources = {mappings.role(m.source).rpartition(".")[2] for m in found}
+    assert sources == {"input_layernorm", "v_proj", "up_proj", "norm"}  # up of the shared expert; norm of the head
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".venv-quantize/bin/python").exists(), reason="no environment with llmcompressor")
-@pytest.mark.parametrize("name", ["int8", "int4", "fp8", "int8-gptq-arithmetic", "int4-gptq-arithmetic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n, e in CATALOGUE.items()
+        if PrecisionEntry(**e).recipe_model is Recipe and not e["recipe"].get("calibration_hub")
+    ],
+)
 def test_a_model_is_quantized_whole(name: str, tmp_path: Path) -> None:
     from moecap.checkpoints import demo
 
@@ -143,6 +228,13 @@ def test_a_model_is_quantized_whole(name: str, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / name / "manifest.json").read_text())
     assert manifest["precision"] == name and manifest["source"]["recipe"]["scheme"] == recipe["scheme"]
     shapes = quantize.stored_shapes(tmp_path / name)
+    stored, planned = anatomy(tmp_path / name), anatomy(_config(tmp_path / "bf16"), precision=name)
+    assert {k: c.bytes for k, c in stored.components.items()} == {k: c.bytes for k, c in planned.components.items()}
+    assert manifest["source"]["quantize_s"] > 0
     experts = [k for k in shapes if ".experts." in k and k.endswith(("weight_packed", ".weight"))]
     assert len(experts) == 3 * 8 * 3  # layers × experts × projections
     assert shapes["lm_head.weight"] and shapes["model.layers.0.mlp.gate.weight"] == (8, 128)
+
+
+def _config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
