@@ -4,12 +4,14 @@
 #   models/ -> anatomy/, accuracy/, performance/ -> routing/ -> metrics/ -> cost/ -> cap.parquet -> charts/, report.html
 # A path explains itself: accuracy is keyed by model/precision/engine, performance by deployment. `moecap/paths.py`
 # is the only place that knows. What is measured once lies in results/spool and survives failed jobs.
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.20")
 
-# The demo is the default; a config given by --configfile replaces it.
-if not workflow.overwrite_configfiles:
+# The demo is the default; a config given by --configfile replaces it, as does `config:` of a workflow that uses this one.
+if os.path.exists("config/config.yaml") and not workflow.overwrite_configfiles:
 
     configfile: "config/config.yaml"
 

@@ -9,7 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(workflow.basedir))
+# Where this workflow lies: not where the Snakefile does that Snakemake was started with, if that one uses it as a module.
+root = Path(str(workflow.current_basedir)).parent
+if not (root / "moecap").is_dir():
+    sys.exit(
+        'error: MoE-CAP is used from a clone, `snakefile: "CLONE/Snakefile"`: its rules need the library that lies beside '
+        "them, and of a workflow that is named by an address Snakemake fetches the rules alone."
+    )
+is_module = not workflow.modifier.is_main_snakefile()
+sys.path.insert(0, str(root))
 from moecap.errors import MoecapError, shown
 from moecap.jobs import progress, running
 
@@ -39,6 +47,11 @@ def refuse(error):
 
 # Before anything heavy: a second start should cost the run that is at work as little as possible.
 given = command_line() if workflow.is_main_process else None
+if Path(workflow.basedir) != root:
+    # Scripts find the library by the folder of the Snakefile that was started, which is another's here.
+    running.add_to_python_path(root)
+if is_module and not config:
+    config.update(workflow.config_settings.overwrite_config)
 works = given is not None and not any(getattr(given, name, None) for name in LOOKS)
 if works:
     try:
@@ -65,7 +78,7 @@ os.environ.setdefault(RUN, f"{socket.gethostname()}-{os.getpid()}-{time.time_ns(
 try:
     # What `moecap validate` does.
     cluster = start(
-        workflow.overwrite_configfiles or ["config/config.yaml"],
+        workflow.configfiles,
         workflow.config_settings.config,
         config,
     )
@@ -107,6 +120,8 @@ if works:
 
 def check_what_is_asked_for():
     """A target that is mistyped, before Snakemake says that no rule makes it."""
+    if is_module:  # the other workflow's targets are not known yet
+        return
     try:
         check_targets(getattr(given, "targets", None) or (), map(str, workflow.rules))
     except MoecapError as error:
@@ -151,7 +166,6 @@ def asked(rule):
 
 def code(script, *more):
     """The fingerprint of a script and of the library modules behind it (see moecap/provenance.py)."""
-    root = workflow.basedir
     return code_fingerprint(
         f"{root}/scripts/{script}", *(f"{root}/{path}" for path in more)
     )
@@ -194,7 +208,7 @@ def report_over_what_there_is():
     command += ["--profile", "none", "--workflow-profile", "none"]
     command += [
         "--snakefile",
-        str(workflow.main_snakefile),
+        str(root / "Snakefile"),
         "--configfile",
         config_file,
     ]

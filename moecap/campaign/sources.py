@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Sources:
     name: str
     documents: tuple[Document, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    #: Where in these files the config stands: another workflow may have ours under a key of its own.
+    below: KeyPath = ()
 
     @classmethod
     def read(cls, files: Iterable[str | os.PathLike[str]], overrides: Mapping[str, Any] | None = None) -> Sources:
@@ -58,13 +60,29 @@ class Sources:
             _lay_over(merged, part)
         return merged
 
+    def holding(self, config: Mapping[str, Any]) -> Sources:
+        """Of these files those that hold ``config``: all, laid over each other, or one; as a whole, or below a key.
+
+        Where none does, another workflow made it up: nothing but its name is known then.
+        """
+        for documents in (self.documents, *((document,) for document in reversed(self.documents))):
+            found = replace(self, name=" + ".join(d.path for d in documents), documents=documents)
+            data = found.data
+            if data == config:
+                return found
+            for key, part in data.items():
+                if part and part == config:
+                    return replace(found, below=(key,))
+        return Sources("`config:` of the module")
+
     def place(self, path: KeyPath = ()) -> Place:
         """Where the key at ``path`` was given last; of a key that is not there, where its nearest part is."""
-        for end in range(len(path), 0, -1):
-            if _has(self.overrides, path[:end]):
+        full = (*self.below, *path)
+        for end in range(len(full), 0, -1):
+            if _has(self.overrides, full[:end]):
                 return Place(COMMAND_LINE)
             for document in reversed(self.documents):
-                if (line := document.line(path[:end])) is not None:
+                if (line := document.line(full[:end])) is not None:
                     return Place(document.path, line)
         return Place(self.name)
 

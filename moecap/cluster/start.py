@@ -33,6 +33,14 @@ def start(
         Mistakes: everything that is wrong, a line each.
     """
     sources = Sources.read(files, overrides)
+    if config is not None:
+        if not config:
+            raise MoecapError(
+                f"There is no config. The one by default, config/config.yaml, is looked for in the working folder "
+                f"({Path.cwd()}), as is all that a config names: `--configfile FILE` names another, and so does "
+                "`config:` of a workflow that uses this one as a module. config/README.md tells what goes into it."
+            )
+        sources = sources.holding(config)
     found = Collector()
     campaign = Campaign(sources.data if config is None else config, sources, found)
     site = _site(campaign, found)

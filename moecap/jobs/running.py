@@ -70,6 +70,12 @@ def claim(results: str | Path) -> None:
             atexit.register(end, results)
 
 
+def add_to_python_path(folder: str | os.PathLike[str]) -> None:
+    """Let the processes that this one starts import from ``folder`` first."""
+    entries = [os.fspath(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, entries)))
+
+
 def refuse_second(results: str | Path) -> None:
     """Refuse to work on results on which another run is at work. Cheap: asked first, before anything is imported.
 
