@@ -53,7 +53,7 @@ lint: ## ruff, mypy, snakefmt and snakemake --lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/snakefmt --check Snakefile rules tests/slurm/Snakefile
+	@$(BIN)/snakefmt --check Snakefile workflow/Snakefile rules tests/slurm/Snakefile
 	@$(BIN)/snakemake --lint
 
 paper: ## the paper's own tables through our cost model and charts (no engine)
