@@ -20,7 +20,7 @@ from moecap.campaign.targets import rule_names
 from moecap.cost.deployment import settings
 from moecap.engines.base import kinds
 from moecap.engines.capabilities import Machine, catalogue_machine, check_can_serve, this_machine
-from moecap.engines.catalogue import OPTIONS
+from moecap.engines.catalogue import OPTIONS, known_mismatch
 from moecap.engines.vllm.limits import Scales, Split, refusals, scales_of_config, sizes_of_config
 from moecap.errors import Collector, MoecapError, PermanentError, Place, nearest
 from moecap.hardware.catalogue import System
@@ -472,6 +472,12 @@ def _check_engine(campaign: Campaign, row: Deployment, where: str) -> None:
         where=where,
         **{key: getattr(row, key) for key in PARALLELISM},
     )
+    wrong = known_mismatch(engine.capabilities, _model_config(campaign, row.model, campaign.model(row.model)) or {})
+    if wrong is not None:
+        raise PermanentError(
+            f"{where}{': ' if where else ''}engine {row.engine} would compute another model than {row.model!r}: "
+            f"{wrong.reason} ({wrong.source}; `capabilities.wrong` of its entry)."
+        )
     if row.offload != "none":
         try:
             read_arguments(engine.options.get("engine_args") or {})

@@ -41,7 +41,7 @@ class Capabilities(Strict):
     schedule: Literal["exact", "estimated"]
     weights: Literal["stored", "dequantized"]
     parallelism: list[Parallelism] = Field(default=[])
-    offload: list[str] = Field(default=[])
+    offload: list[Literal["dram", "ssd"]] = Field(default=[])
     precisions: dict[str, list[Way]] = Field(description="scheme of the experts -> ways to run it, one is enough")
     tolerance_nats: float | None = Field(
         default=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
+from moecap.campaign.campaign import Campaign
+from moecap.campaign.catalogue import Catalogue
 from moecap.engines import equality
-from moecap.errors import PermanentError
+from moecap.errors import MoecapError, PermanentError
 
 
 def model(norm_topk_prob: bool) -> Qwen2MoeForCausalLM:
@@ -63,3 +66,34 @@ def test_any_token_that_is_not_the_best_is_found_where_it_is(served, at: int, ot
     found = equality.compare(right, prompts, changed)
     assert found.first is not None
     assert (found.first.sequence, found.first.position) == (row, place) and found.first.best == outputs[row][place]
+
+
+KNOWN = [(name, wrong) for name, entry in Catalogue().engines.items() for wrong in entry.capabilities.wrong]
+
+
+@pytest.mark.parametrize(("engine", "wrong"), KNOWN, ids=[name for name, _ in KNOWN])
+def test_what_is_known_to_be_another_model_is_refused_before_anything_runs(engine, wrong, tmp_path, monkeypatch):
+    """Of every engine of the catalogue, every mismatch that its entry lists, and the same model without it."""
+    entry = Catalogue().engines[engine]
+    precision = next(n for n, p in Catalogue().precisions.items() if p.scheme in entry.capabilities.precisions)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "catalogue").mkdir()
+    models = {"m": {"source": {"path": str(tmp_path / "m")}}}
+    (tmp_path / "catalogue/models.yaml").write_text(json.dumps(models), encoding="utf-8")
+    (tmp_path / "table.csv").write_text(
+        "deployment,model,precision,engine,hardware,devices,datasets,batch_sizes\n"
+        f"d,m,{precision},{engine},this-machine,1,arithmetic,1\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "m").mkdir()
+    settings = {"deployments": "table.csv", "catalogue": "catalogue", "cost": {"usd_per_kwh": 0.1}}
+    (tmp_path / "m/config.json").write_text(json.dumps(wrong.config), encoding="utf-8")
+    with pytest.raises(MoecapError, match=rf"line 2.*engine {engine} would compute another model than 'm'"):
+        Campaign(settings)
+    for key in wrong.config:
+        other = {k: v for k, v in wrong.config.items() if k != key}
+        (tmp_path / "m/config.json").write_text(json.dumps(other), encoding="utf-8")
+        try:
+            Campaign(settings)
+        except MoecapError as error:
+            assert "another model" not in str(error)
