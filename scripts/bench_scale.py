@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from moecap.io import read_json, read_parquet, write_json, write_parquet
 from moecap.metrics import steps
-from moecap.metrics.table import Peaks, metrics_table
+from moecap.metrics.peaks import Peaks
+from moecap.metrics.table import metrics_table
 from moecap.model.structure import COMPONENTS, Anatomy, Component, LayerKind
 from moecap.routing import store as routing
 

@@ -4,7 +4,7 @@ input: metrics, machine (what calibration found). params.cost: deployment (row o
 several rows), hardware (slice of the catalogue), settings (the `cost` part of the config).
 """
 
-from moecap.cost.deployment import cost_table
+from moecap.cost.table import cost_table
 from moecap.hardware import catalogue as hardware
 from moecap.io import read_json, read_parquet, write_parquet
 from moecap.jobs.workflow import script

@@ -4,7 +4,7 @@ output: hosts. params.hosts: names (entries of the catalogue), hardware (slice o
 config).
 """
 
-from moecap.cost.deployment import hosts_table
+from moecap.cost.table import hosts_table
 from moecap.hardware import catalogue as hardware
 from moecap.io import write_parquet
 from moecap.jobs.workflow import script

@@ -13,8 +13,9 @@ from pathlib import Path
 from moecap.io import read_json, read_parquet, write_parquet
 from moecap.jobs.workflow import script
 from moecap.metrics import steps
+from moecap.metrics.peaks import peaks_of, replication_of
 from moecap.metrics.routing_analysis import analysis_table
-from moecap.metrics.table import metrics_table, peaks_of, replication_of
+from moecap.metrics.table import metrics_table
 from moecap.model.offload import placement_of
 from moecap.model.structure import Anatomy
 from moecap.routing import store as routing

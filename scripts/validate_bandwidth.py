@@ -32,8 +32,8 @@ from moecap.errors import MoecapError
 from moecap.hardware import machine
 from moecap.io import atomic_path
 from moecap.measure.performance import REQUESTS, SCHEDULE, engine_spec
+from moecap.metrics.amounts import AMOUNTS, step_amounts
 from moecap.metrics.steps import step_table
-from moecap.metrics.table import AMOUNTS, step_amounts
 from moecap.model.counted import anatomy as anatomy_of
 from moecap.routing import replay
 

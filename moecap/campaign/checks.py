@@ -17,7 +17,7 @@ from moecap.campaign.catalogue import ModelEntry, PlannedRecipe, PrecisionEntry
 from moecap.campaign.config import ARCHIVE_SUFFIX
 from moecap.campaign.deployments import PARALLELISM, Deployment
 from moecap.campaign.targets import rule_names
-from moecap.cost.deployment import settings
+from moecap.cost.settings import settings
 from moecap.engines.base import kinds
 from moecap.engines.capabilities import Machine, catalogue_machine, check_can_serve, this_machine
 from moecap.engines.catalogue import OPTIONS, known_mismatch

@@ -1,4 +1,4 @@
-"""The user's config. Its larger parts have files of their own: cost_terms, plan_terms; the table is in deployments.
+"""The user's config. Its larger parts are in ``cost/terms`` and ``plan_terms``, the table in ``deployments``.
 
 The pydantic models below are the schema; ``config/schemas/config.json`` is generated from them.
 """
@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from moecap.campaign.cost_terms import Cost
 from moecap.campaign.plan_terms import Plan
+from moecap.cost.terms import Cost
 from moecap.schema import FilePath, Name, Strict, expand_path
 
 #: An `archive` that ends so exists already: charts and report are drawn from it.

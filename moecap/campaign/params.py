@@ -149,8 +149,10 @@ class Params:
         return {"names": names, "hardware": self.catalogue.hardware.slice(names, regions), "settings": terms}
 
     def cap(self) -> dict[str, Any]:
+        engines = self.catalogue.engines
+        kinds = ({"engine_kind": engines[row["engine"]].kind} if row["engine"] else {} for row in self.campaign.rows)
         return {
-            "deployments": self.campaign.rows,
+            "deployments": [{**row, **kind} for row, kind in zip(self.campaign.rows, kinds, strict=True)],
             "failures": self.campaign.failures,
             **self.config.cap.model_dump(mode="json"),
             "provenance": {

@@ -49,8 +49,6 @@ WORKLOADS = {2: "GSM8K, as printed in Table 2", 3: "as printed in Table 3", 4: "
 #: smallest number of GPUs of Table 4 (Figure 5).
 FIGURE_4 = {"mixtral-8x22b": "t3-mixtral-8x22b-bf16", "dbrx": "t3-dbrx-bf16"}
 FIGURE_5 = {"mixtral-8x7b": "t4-mixtral-8x7b-2gpu", "qwen1.5-moe-a2.7b": "t4-qwen1.5-moe-1gpu"}
-
-
 #: Columns that hold a number, and whether it is a whole one.
 NUMBERS = {"devices": int, "batch_size": int, "accuracy_percent": float, "cost_kusd": float, "tokens_per_s": float}
 #: What a deployment is, the same in all of its rows.

@@ -15,13 +15,17 @@ from moecap.columns.performance import BYTES, PERFORMANCE, UTILIZATION
 
 _LAYOUT = {
     "Deployment": """
-        deployment model precision engine engine_version hardware devices tensor_parallel pipeline_parallel
+        deployment model precision engine engine_kind engine_version hardware devices tensor_parallel pipeline_parallel
         expert_parallel data_parallel offload dataset workload batch_size""",
     "Status": """
-        status failure_stage failure_reason failure_log source printed_class printed_hardware_usd printed_note""",
+        status origin schedule failure_stage failure_reason failure_log source
+        printed_class printed_hardware_usd printed_note""",
     "Accuracy": "accuracy± accuracy_stderr accuracy_n accuracy_metric",
     "Performance": """
-        ttft_s± tpot_s± itl_s± output_tokens_per_s± total_tokens_per_s± ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s
+        ttft_s± tpot_s± itl_s± output_tokens_per_s± total_tokens_per_s± e2e_s±
+        ttft_s_p50 ttft_s_p90 ttft_s_p99 tpot_s_p50 tpot_s_p90 tpot_s_p99 itl_s_p50 itl_s_p90 itl_s_p99
+        e2e_s_p50 e2e_s_p90 e2e_s_p99 ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s
+        load concurrency request_rate goodput_requests_per_s
         requests repeats disturbed_repeats external_cpu_share cpu_steal_share other_gpu_processes steps
         mixed_step_share""",
     "Utilization": """
@@ -36,11 +40,13 @@ _LAYOUT = {
         layers moe_layers weight_bytes device_weight_bytes offloaded_weight_bytes moved_bytes_per_step
         decode_mbu_bytes decode_s_mbu_bytes decode_s_mbu_complete_bytes
         decode_mbu_complete_bytes decode_kv_bytes unique_experts""",
-    "Energy": "power_w± energy_source joules_per_token± tokens_per_s_per_kw± tokens_per_kwh±",
+    "Energy": """
+        power_w± energy_source joules_per_token± joules_per_correct_answer± tokens_per_s_per_kw± tokens_per_kwh±""",
     "Cost": """
         hardware_usd± energy_kwh± energy_usd± usd_per_million_tokens± tokens_per_usd±
         usd_per_million_input_tokens± usd_per_million_output_tokens± capital_share± operating_share± usd_per_hour±
-        run_usd± evaluation_usd± rental_usd_per_hour± rental_usd_per_million_tokens± rental_source
+        run_usd± evaluation_usd± usd_per_correct_answer± rental_usd_per_hour± rental_usd_per_million_tokens±
+        rental_source
         spot_usd_per_million_tokens± elastic_usd_per_million_tokens± elastic_replicas±
         serverless_usd_per_million_tokens±
         api_usd_per_million_input_tokens api_usd_per_million_output_tokens api_source

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 import pyarrow as pa
 
-from moecap.cap.table import dominated
+from moecap.cap.frontier import dominated
 from moecap.charts.parts import COLOURS, MAX_SERIES, SHAPES, NothingToDraw, Row, Spec, finish, log_scale, tip
 
 MAX_POINTS = 1500

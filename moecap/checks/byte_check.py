@@ -154,7 +154,7 @@ def compare(step: Step, anatomy: Anatomy, layer: int | None) -> dict[str, Any]:
     layers = anatomy.moe_layers if layer is None else [layer] if layer in anatomy.moe_layers else []
     unique = np.array([[len(np.unique(step.experts[i])) for i in layers]], dtype=np.float64)
     whole = layer is None
-    part = anatomy if whole else one_layer(anatomy, layer)
+    part = anatomy if layer is None else one_layer(anatomy, layer)
     position = np.array([step.context_tokens - 1])
     context = step.batch_size * per_cache(part, lambda cache: entries_read(cache, position, 1))
     predicted = complete_bytes(

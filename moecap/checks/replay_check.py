@@ -19,8 +19,8 @@ from moecap.columns.checks import REPLAY_CHECK
 from moecap.columns.deployment import DEPLOYMENT, POINT
 from moecap.columns.performance import BYTES, PERFORMANCE
 from moecap.engines.tokens import expert_id_dtype
+from moecap.metrics.amounts import AMOUNTS, step_amounts
 from moecap.metrics.steps import step_table
-from moecap.metrics.table import AMOUNTS, step_amounts
 
 #: The largest error of S-MBU at a batch size, and the replay's time over that of the runs, that are good enough.
 GOALS = {"s_mbu_error": 0.002, "replay_over_run": 0.25}

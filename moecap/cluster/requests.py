@@ -27,7 +27,7 @@ from moecap.cluster.site import (
     load_site,
     resources,
 )
-from moecap.cost.deployment import rental_usd_per_hour
+from moecap.cost.offers import rental_usd_per_hour
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import Cpu, System
 from moecap.io import read_json

@@ -1,6 +1,6 @@
 """Where one way of counting is held against another."""
 
-from moecap.columns.base import F64, I32, I64, TEXT, Column
+from moecap.columns.base import F64, FLAG, I32, I64, TEXT, Column
 
 BYTES_CHECK = (
     Column("layer", TEXT, "", "Which layer: its index, or the whole model."),
@@ -128,4 +128,13 @@ COMPARISON = (
     Column("b", F64, "", "Its value in the second table."),
     Column("ratio", F64, "1", "Second over first."),
     Column("verdict", TEXT, "", "What that means, given the intervals of both."),
+)
+
+#: What a leaderboard says of a row beside the CAP table.
+LEADERBOARD = (
+    Column("archive", TEXT, "", "Name of the archive that the row is from."),
+    Column("archive_sha256", TEXT, "", "Checksum of that archive."),
+    Column("measured_unix_s", F64, "s", "When the row was measured, seconds since 1970 UTC."),
+    Column("superseded", FLAG, "", "True: a newer archive measured the same point."),
+    Column("page", TEXT, "", "The deployment's own page."),
 )

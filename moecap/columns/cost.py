@@ -20,6 +20,12 @@ ENERGY = (
         "parts.",
     ),
     Column("joules_per_token", F64, "J", "Energy per generated token under load; of a plan, of the devices alone."),
+    Column(
+        "joules_per_correct_answer",
+        F64,
+        "J",
+        "Energy of a request as in the timed run, over `accuracy`: what is drawn until one answer is right.",
+    ),
     Column("tokens_per_s_per_kw", F64, "1/(s kW)", "Throughput per kW."),
     Column("tokens_per_kwh", F64, "1/kWh", "Generated tokens per kWh under load.", "§2"),
     *(
@@ -55,6 +61,12 @@ COST = (
         F64,
         "USD",
         "Cost of serving as many requests as accuracy asked questions, each as in the timed run.",
+    ),
+    Column(
+        "usd_per_correct_answer",
+        F64,
+        "USD",
+        "Cost of a request as in the timed run, over `accuracy`: what is paid until one answer is right.",
     ),
     Column("rental_usd_per_hour", F64, "USD/h", "What the same devices cost to rent."),
     Column("rental_usd_per_million_tokens", F64, "USD", "Cost of 10⁶ generated tokens on rented devices."),

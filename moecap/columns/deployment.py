@@ -13,6 +13,7 @@ DEPLOYMENT = (
         "Name of the engine's catalogue entry; of what was not measured here, the kind of engine; null where the "
         "source does not name one.",
     ),
+    Column("engine_kind", TEXT, "", "Kind of the engine (`vllm`, `llamacpp`, `server` …), as in its catalogue entry."),
     Column("engine_version", TEXT, "", "Version that the engine reported."),
     Column("hardware", TEXT, "", "Name of the hardware's catalogue entry."),
     Column("devices", I32, "1", "Devices (GPUs, or CPU machines) that hold the model."),
@@ -37,6 +38,8 @@ STATUS = (
         "measured | estimated (the schedule of steps was inferred, not recorded) | paper (printed in the paper) | "
         "failed | missing (not run yet).",
     ),
+    Column("origin", TEXT, "", "measured (by a campaign) | imported (others' result files) | printed (in a paper)."),
+    Column("schedule", TEXT, "", "exact (the engine said what each step computed) | estimated (from arrival times)."),
     Column("failure_stage", TEXT, "", "Stage that failed."),
     Column("failure_reason", TEXT, "", "What failed, in one sentence."),
     Column("failure_log", TEXT, "", "Path of the log."),

@@ -6,16 +6,38 @@ import pyarrow as pa
 
 from moecap.columns.base import F64, FLAG, I32, I64, TEXT, Column
 
+PERCENTILES = (50, 90, 99)
+
+
+def _percentiles() -> Iterator[Column]:
+    """Percentiles of the latencies."""
+    of = {
+        "ttft_s": "time to first token, over requests",
+        "tpot_s": "time per output token after the first, over requests",
+        "itl_s": "times between tokens of one request",
+        "e2e_s": "time from submission to the last token, over requests",
+    }
+    for name, what in of.items():
+        for percent in PERCENTILES:
+            yield Column(f"{name}_p{percent}", F64, "s", f"{percent}th percentile of the {what}.")
+
+
 PERFORMANCE = (
     Column("ttft_s", F64, "s", "Time to first token: mean over requests, queueing included.", "§3"),
     Column("tpot_s", F64, "s", "Time per output token after the first: mean over requests.", "TPOT of eqs. (1), (3)"),
     Column("itl_s", F64, "s", "Inter-token latency: mean of the times between tokens of one request.", "§3"),
     Column("output_tokens_per_s", F64, "1/s", "Generated tokens over wall time.", "T_token of eqs. (2), (4), (7)"),
     Column("total_tokens_per_s", F64, "1/s", "Prompt and generated tokens over wall time."),
-    Column("ttft_p50_s", F64, "s", "Median of the time to first token over requests."),
-    Column("ttft_p99_s", F64, "s", "99th percentile of the time to first token over requests."),
-    Column("itl_p50_s", F64, "s", "Median of the times between tokens."),
-    Column("itl_p99_s", F64, "s", "99th percentile of the times between tokens."),
+    Column("e2e_s", F64, "s", "End-to-end latency: from submission to the last token, mean over requests."),
+    *_percentiles(),
+    Column("ttft_p50_s", F64, "s", "`ttft_s_p50` by its older name."),
+    Column("ttft_p99_s", F64, "s", "`ttft_s_p99` by its older name."),
+    Column("itl_p50_s", F64, "s", "`itl_s_p50` by its older name."),
+    Column("itl_p99_s", F64, "s", "`itl_s_p99` by its older name."),
+    Column("load", TEXT, "", "offline (all requests are there at once) | online (they arrive over time)."),
+    Column("concurrency", F64, "1", "Requests under way at a time, as asked for by the load."),
+    Column("request_rate", F64, "1/s", "Requests that arrive per second, as asked for by the load."),
+    Column("goodput_requests_per_s", F64, "1/s", "Requests per second that kept the latency limits of the load."),
     Column("requests", I64, "1", "Requests in all repeats."),
     Column("prompt_tokens", I64, "1", "Prompt tokens in all repeats; of a plan, of a request."),
     Column("generated_tokens", I64, "1", "Generated tokens in all repeats."),

@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from moecap.cost.deployment import deployment_cost, settings
+from moecap.cost.deployment import deployment_cost
+from moecap.cost.settings import settings
 from moecap.errors import MoecapError
 from moecap.hardware import gpus
 from moecap.hardware.catalogue import Hardware, load

@@ -537,7 +537,7 @@ def points_of(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], pa.Table]
         _, first = np.unique(code, return_index=True)
         pieces = [table.filter(pa.array(code == code[at])) for at in np.sort(first)]
     for piece in pieces:
-        yield tuple(piece.column(name)[0].as_py() for name in POINT), piece  # type: ignore[misc]
+        yield tuple(piece.column(name)[0].as_py() for name in POINT), piece
 
 
 def _check_file(path: str | os.PathLike[str], columns: Iterable[str]) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from moecap.cap.table import to_table
-from moecap.cost.deployment import deployment_cost, settings
+from moecap.cost.deployment import deployment_cost
+from moecap.cost.settings import settings
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import Hardware
 from moecap.metrics.utilization import printed_activated_bytes, printed_model_bytes, printed_sparse_flops_per_token
@@ -52,11 +53,7 @@ def import_rows(cases: Iterable[Case], hardware: Hardware, cost: Mapping[str, An
 
 def import_table(rows: Sequence[Row], provenance: Mapping[str, Any]) -> pa.Table:
     """Rows as a CAP table, every one marked as imported."""
-    table = to_table([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows], provenance)
-    if "origin" not in table.column_names:
-        field = pa.field("origin", pa.string(), metadata={"meaning": "measured here, imported, or printed"})
-        table = table.append_column(field, pa.array([ORIGIN] * len(rows), pa.string()))
-    return table
+    return to_table([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows], provenance)
 
 
 def _row(case: Case, hardware: Hardware) -> Row:

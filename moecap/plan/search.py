@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moecap.cost.deployment import HOURS_PER_YEAR, SECONDS_PER_HOUR, Settings, energy_kwh, mean_power_w, settings
+from moecap.cost.equations import HOURS_PER_YEAR, SECONDS_PER_HOUR, energy_kwh, mean_power_w
+from moecap.cost.settings import Settings, settings
 from moecap.errors import MoecapError
 from moecap.hardware.catalogue import SOURCED, Hardware, Range, System
 from moecap.plan.expected import NO_DRAFTS, Drafts, expected

@@ -19,9 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moecap.archive.read import open_archive
+from moecap.cap.frontier import pareto_frequency
 from moecap.cap.schema import SECTIONS
-from moecap.cap.table import pareto_frequency
 from moecap.charts.pages import render
+from moecap.columns.base import schema
+from moecap.columns.checks import LEADERBOARD
+from moecap.columns.deployment import STATUS
 from moecap.errors import MoecapError
 from moecap.io import atomic_path, read_json, read_parquet, write_json, write_parquet
 from moecap.report.columns import described, packed
@@ -44,14 +47,7 @@ DEPLOYMENT = (
 )
 
 #: Columns that a leaderboard adds to those of the CAP table.
-ADDED = (
-    pa.field("origin", pa.string(), metadata={"meaning": "measured (with a campaign), imported or printed."}),
-    pa.field("archive", pa.string(), metadata={"meaning": "Name of the archive that the row is from."}),
-    pa.field("archive_sha256", pa.string(), metadata={"meaning": "Checksum of that archive."}),
-    pa.field("measured_unix_s", pa.float64(), metadata={"unit": "s", "meaning": "When the row was measured."}),
-    pa.field("superseded", pa.bool_(), metadata={"meaning": "True: a newer archive measured the same point."}),
-    pa.field("page", pa.string(), metadata={"meaning": "The deployment's own page."}),
-)
+ADDED = schema("origin archive archive_sha256 measured_unix_s superseded page", STATUS, LEADERBOARD)
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,8 @@ def _add(archive: Path, output: Path) -> Entry:
     return entry
 
 
-def _schema(schema: pa.Schema) -> pa.Schema:
-    names = {f.name for f in ADDED}
-    return pa.schema([*(f for f in schema if f.name not in names), *ADDED])
+def _schema(of: pa.Schema) -> pa.Schema:
+    return pa.schema([*(f for f in of if f.name not in ADDED.names), *ADDED])
 
 
 def merge(tables: Sequence[pa.Table]) -> pa.Table:

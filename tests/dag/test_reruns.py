@@ -102,12 +102,12 @@ ROWS = [
     ),
     Row(
         "a metrics function of the library",
-        (("moecap/metrics/table.py", "bootstrap_sums"),),
+        (("moecap/metrics/intervals.py", "bootstrap_sums"),),
         below_metrics(3),
     ),
     Row(
         "a metrics function that the check of the replay uses",
-        (("moecap/metrics/table.py", "step_amounts"),),
+        (("moecap/metrics/amounts.py", "step_amounts"),),
         {**below_metrics(3), "check_replay": 3},
     ),
     Row("how a failure is told", (("moecap/jobs/failures.py", "explain"),), {}),
@@ -133,7 +133,7 @@ ROWS = [
     ),
     Row(
         "a cost function of the library",
-        (("moecap/cost/deployment.py", "cost_table"),),
+        (("moecap/cost/table.py", "cost_table"),),
         {"cost": 3, **TABLES},
     ),
     Row(

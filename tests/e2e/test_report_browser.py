@@ -17,7 +17,7 @@ import pytest
 from moecap.cap import table as cap
 from moecap.charts import draw, parts
 from moecap.charts.radar import CAP_AXES, radar, radial
-from moecap.cost.deployment import energy_kwh, usd_per_token
+from moecap.cost.equations import energy_kwh, usd_per_token
 from moecap.report import answers
 from moecap.report import page as report
 from moecap.report.inputs import ExtraTable, Inputs

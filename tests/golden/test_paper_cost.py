@@ -10,7 +10,7 @@ import pytest
 from moecap.cap import classes as classify
 from moecap.cap import paper
 from moecap.cap.table import cap_table
-from moecap.cost import deployment as cost
+from moecap.cost import table as tables
 from moecap.errors import MoecapError
 from moecap.hardware import catalogue as hardware
 
@@ -27,7 +27,7 @@ def rows() -> list[dict]:
 @pytest.fixture(scope="module")
 def costs(rows: list[dict]) -> pa.Table:
     catalogue = hardware.load(ROOT / "config" / "catalogue")
-    return cost.cost_table(paper.metrics_table(rows), paper.deployments(rows), catalogue, SETTINGS)
+    return tables.cost_table(paper.metrics_table(rows), paper.deployments(rows), catalogue, SETTINGS)
 
 
 def test_tables_are_complete(rows: list[dict]) -> None:

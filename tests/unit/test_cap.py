@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moecap.cap import frontier
 from moecap.cap import table as cap
-from moecap.cap.schema import schema_markdown
+from moecap.cap.schema import CAP_SCHEMA, schema_markdown
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_parquet
 
@@ -38,16 +39,16 @@ def table() -> pa.Table:
 
 
 def test_columns_that_others_rely_on_are_there_and_documented():
-    assert set(RELIED_ON) <= set(cap.CAP_SCHEMA.names)
-    assert len(set(cap.CAP_SCHEMA.names)) == len(cap.CAP_SCHEMA.names)
-    for field in cap.CAP_SCHEMA:
+    assert set(RELIED_ON) <= set(CAP_SCHEMA.names)
+    assert len(set(CAP_SCHEMA.names)) == len(CAP_SCHEMA.names)
+    for field in CAP_SCHEMA:
         assert field.metadata[b"meaning"].endswith(b"."), field.name
         assert b"unit" in field.metadata or not pa.types.is_floating(field.type), field.name
 
 
 def test_units_agree_with_names():
     suffixes = {"_bytes": "B", "_usd": ("USD", "1/USD"), "_w": "W", "_kwh": ("kWh", "1/kWh", "USD/kWh")}
-    for field in cap.CAP_SCHEMA:
+    for field in CAP_SCHEMA:
         for suffix, units in suffixes.items():
             if field.name.endswith(suffix):
                 assert field.metadata[b"unit"].decode() in units, field.name
@@ -157,7 +158,7 @@ def test_file_round_trip_keeps_units_and_provenance(tmp_path, table):
     table = cap.cap_table(**synthetic.tables(), provenance={"git_commit": "abc"})
     write_parquet(table, tmp_path / "cap.parquet")
     read = pq.read_table(tmp_path / "cap.parquet")
-    assert read.schema.equals(cap.CAP_SCHEMA)
+    assert read.schema.equals(CAP_SCHEMA)
     assert read.schema.field("tpot_s").metadata[b"unit"] == b"s"
     assert read_metadata(tmp_path / "cap.parquet") == {"git_commit": "abc"}
     assert json.loads(read.schema.metadata[b"moecap"])["git_commit"] == "abc"
@@ -188,7 +189,7 @@ def test_domination_against_the_definition(points):
         )
         for p in points
     ]  # fmt: skip
-    assert cap.dominated(c, a, t).tolist() == expected
+    assert frontier.dominated(c, a, t).tolist() == expected
     assert not all(expected)
 
 
@@ -201,29 +202,29 @@ def _point(name: str, cost: float, accuracy: float, rate: float, spread: float =
 
 def test_pareto_frequency_is_certain_without_uncertainty_and_even_for_equals():
     rows = [_point("best", 1, 0.9, 100), _point("worse", 2, 0.8, 50)]
-    assert cap.pareto_frequency(rows) == [1.0, 0.0]
+    assert frontier.pareto_frequency(rows) == [1.0, 0.0]
     twins = [_point("a", 1, 0.9, 100, 0.1), _point("b", 1, 0.9, 100, 0.1)]
-    shares = cap.pareto_frequency(twins)
+    shares = frontier.pareto_frequency(twins)
     assert sum(shares) == pytest.approx(1.0)
     assert shares[0] == pytest.approx(0.5, abs=0.06)
-    assert shares == cap.pareto_frequency(twins)  # fixed seed
-    assert cap.pareto_frequency([_point("a", 1, 0.9, 100), _point("b", 1, None, 9)]) == [1.0, None]
+    assert shares == frontier.pareto_frequency(twins)  # fixed seed
+    assert frontier.pareto_frequency([_point("a", 1, 0.9, 100), _point("b", 1, None, 9)]) == [1.0, None]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 3)), max_size=12))
 def test_points_left_out_in_advance_change_nothing(points):
     rows = [_point(str(p[3]), p[0], p[1] / 10, p[2] * 10, 0.1 * p[3], deployment=str(i)) for i, p in enumerate(points)]
-    expected = cap.pareto_frequency(rows, draws=50)
+    expected = frontier.pareto_frequency(rows, draws=50)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cap, "_always_dominated", lambda costs, *_: np.zeros(costs.shape[1], bool))
-        assert cap.pareto_frequency(rows, draws=50) == expected
+        patch.setattr(frontier, "_always_dominated", lambda costs, *_: np.zeros(costs.shape[1], bool))
+        assert frontier.pareto_frequency(rows, draws=50) == expected
 
 
 def test_a_price_shared_by_a_machine_does_not_tell_its_deployments_apart():
     price = {"hardware": "m", "devices": 1, "hardware_usd": 100, "hardware_usd_low": 20, "hardware_usd_high": 500}
     rows = [_point("cheap", 1.0, 0.9, 100, **price), _point("dear", 1.1, 0.8, 90, **price)]
-    assert cap.pareto_frequency(rows) == [1.0, 0.0]
+    assert frontier.pareto_frequency(rows) == [1.0, 0.0]
 
 
 def test_cost_of_an_evaluation_is_that_of_as_many_requests() -> None:
@@ -256,5 +257,5 @@ def test_a_price_range_moves_only_the_purchase_in_the_frontier() -> None:
 
     wide = {"hardware_usd_low": 50.0, "hardware_usd_high": 200.0}
     bought, powered = ({**wide, "capital_share": share} for share in (1.0, 0.01))
-    assert 0.1 < cap.pareto_frequency([row("a", 1.0), row("b", 1.1, **bought)])[1] < 0.9
-    assert cap.pareto_frequency([row("a", 1.0), row("b", 1.1, **powered)])[1] == 0.0
+    assert 0.1 < frontier.pareto_frequency([row("a", 1.0), row("b", 1.1, **bought)])[1] < 0.9
+    assert frontier.pareto_frequency([row("a", 1.0), row("b", 1.1, **powered)])[1] == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecap import cli
-from moecap.cost import deployment as cost
+from moecap.cost import deployment, equations, figures, offers, power
+from moecap.cost import settings as settings_of
+from moecap.cost import table as tables
 from moecap.errors import MoecapError
 from moecap.hardware import catalogue as hardware
 from moecap.hardware.catalogue import Hardware
@@ -30,7 +33,8 @@ def catalogue() -> Hardware:
 
 def _cost(catalogue: Hardware, name: str, devices: int, tokens_per_s: float | None, **more: Any) -> dict[str, Any]:
     changed = {**GIVEN, **more.pop("given", {})}
-    return cost.deployment_cost(catalogue.find(name), devices, tokens_per_s, cost.settings(changed, catalogue), **more)
+    terms = replace(settings_of.settings(changed, catalogue), seed=more.pop("seed", 0))
+    return deployment.deployment_cost(catalogue.find(name), devices, tokens_per_s, terms, **more)
 
 
 positive = st.floats(1e-3, 1e6)
@@ -43,16 +47,16 @@ def test_equation_7_is_cost_of_the_life_over_tokens_of_the_life(
     seconds = years * 8766 * 3600
     joules = watts * seconds
     expected = (usd + joules / 3.6e6 * price) / (rate * seconds)
-    energy = cost.energy_kwh(watts, years)
+    energy = equations.energy_kwh(watts, years)
     assert energy == pytest.approx(joules / 3.6e6)
-    assert cost.usd_per_token(usd, energy, price, rate, years) == pytest.approx(expected)
+    assert equations.usd_per_token(usd, energy, price, rate, years) == pytest.approx(expected)
 
 
 @given(positive, positive, st.floats(1, 2))
 def test_energy_per_token_and_tokens_per_energy_are_inverse(watts: float, rate: float, pue: float) -> None:
-    joules = cost.joules_per_token(watts, rate, pue)
-    assert joules * cost.tokens_per_kwh(watts, rate, pue) == pytest.approx(3.6e6)
-    assert cost.tokens_per_s_per_kw(watts, rate) == pytest.approx(1000 / cost.joules_per_token(watts, rate))
+    joules = equations.joules_per_token(watts, rate, pue)
+    assert joules * equations.tokens_per_kwh(watts, rate, pue) == pytest.approx(3.6e6)
+    assert equations.tokens_per_s_per_kw(watts, rate) == pytest.approx(1000 / equations.joules_per_token(watts, rate))
 
 
 def test_purchase_is_spread_over_the_life(catalogue: Hardware) -> None:
@@ -60,7 +64,7 @@ def test_purchase_is_spread_over_the_life(catalogue: Hardware) -> None:
     year, three = (_cost(catalogue, "paper-a100-80gb", 8, 100.0, given={"years": y}) for y in (1, 3))
     assert year["usd_per_million_tokens"] > 2.5 * three["usd_per_million_tokens"]
     assert three["capital_share"] + three["operating_share"] == pytest.approx(1)
-    minute = cost.run_usd(three["hardware_usd"], three["energy_usd"], 3, 60.0)
+    minute = equations.run_usd(three["hardware_usd"], three["energy_usd"], 3, 60.0)
     assert minute < 0.2  # not 175,030 USD
     assert three["usd_per_hour"] * 3 * 8766 == pytest.approx(three["hardware_usd"] + three["energy_usd"])
     assert three["usd_per_hour"] / 3600 / 100.0 * 1e6 == pytest.approx(three["usd_per_million_tokens"])
@@ -76,20 +80,20 @@ def test_pue_and_utilisation(catalogue: Hardware) -> None:
     assert half["usd_per_million_tokens"] == pytest.approx(2 * base["usd_per_million_tokens"])
     known = catalogue.find("GB10-DGX-Spark-128GB")
     assert known.power(1, idle=True).total_w is None
-    assert cost.mean_power_w(400.0, 0.25, 80.0) == pytest.approx(160.0)
+    assert equations.mean_power_w(400.0, 0.25, 80.0) == pytest.approx(160.0)
 
 
 def test_power_measured_and_estimated_are_told_apart(catalogue: Hardware) -> None:
     bare = catalogue.find("H100-SXM5-80GB").power(8)
     host = bare.components["host"]
     assert host == pytest.approx(4600)
-    nvml = cost.deployment_power(bare, 3000.0, "nvml")
+    nvml = power.deployment_power(bare, 3000.0, "nvml")
     assert (nvml.power_w, nvml.energy_source, nvml.gpu_w) == (pytest.approx(7600.0), "nvml + estimated host", 3000.0)
-    only = cost.deployment_power(catalogue.find("paper-a100-80gb").power(8), 3000.0, "nvml")
+    only = power.deployment_power(catalogue.find("paper-a100-80gb").power(8), 3000.0, "nvml")
     assert (only.power_w, only.energy_source) == (3000.0, "nvml")
-    rapl = cost.deployment_power(catalogue.find("this-machine").power(1, MACHINE), 12.0, "rapl", "cpu")
+    rapl = power.deployment_power(catalogue.find("this-machine").power(1, MACHINE), 12.0, "rapl", "cpu")
     assert (rapl.power_w, rapl.energy_source) == (12.0, "rapl")
-    guess = cost.deployment_power(bare)
+    guess = power.deployment_power(bare)
     assert (guess.power_w, guess.energy_source) == (8 * 700 + 4600, "estimated")
 
 
@@ -104,8 +108,8 @@ def test_gpu_only_costing_error_of_the_papers_offloading_server(catalogue: Hardw
 
 def test_costing_gpus_alone_in_the_papers_two_use_cases(catalogue: Hardware) -> None:
     names = ["paper-8xa100-176k", "paper-8xa100-156k", "paper-offload"]
-    table = cost.hosts_table(catalogue, names, GIVEN)
-    assert table.schema == cost.HOSTS_SCHEMA
+    table = tables.hosts_table(catalogue, names, GIVEN)
+    assert table.schema == tables.HOSTS_SCHEMA
     whole, lean, offload = table.to_pylist()
     # eight A100 by their own list price, 15,000 to 20,000 USD each, in servers that are priced whole
     assert whole["purchase_error"] == pytest.approx(8 * 17_500 / 176_000 - 1)
@@ -121,7 +125,7 @@ def test_weights_that_are_offloaded_lie_on_something_that_costs(catalogue: Hardw
     def notes(hardware: str, offload: str) -> tuple[str, bool]:
         metrics = [{"deployment": "d", "dataset": "x", "batch_size": 1, "output_tokens_per_s": 1.0}]
         deployment = {"deployment": "d", "hardware": hardware, "devices": 1, "offload": offload}
-        row = cost.cost_table(metrics, [deployment], catalogue, GIVEN, MACHINE).to_pylist()[0]
+        row = tables.cost_table(metrics, [deployment], catalogue, GIVEN, MACHINE).to_pylist()[0]
         return row["price_notes"] or "", row["price_complete"]
 
     assert "DRAM" not in notes("paper-offload", "dram")[0] and notes("paper-offload", "dram")[1]
@@ -157,7 +161,7 @@ def test_intervals_hold_the_figure_and_are_reproducible(catalogue: Hardware) -> 
             "H100-SXM5-80GB",
             8,
             1000.0,
-            given={"seed": seed},
+            seed=seed,
             tokens_per_s_low=900.0,
             tokens_per_s_high=1111.1,
             power_w=5000.0,
@@ -168,7 +172,7 @@ def test_intervals_hold_the_figure_and_are_reproducible(catalogue: Hardware) -> 
 
     row = once()
     assert row == once()
-    for name in cost.UNCERTAIN:
+    for name in figures.UNCERTAIN:
         if row[f"{name}_low"] is not None:
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"], name
     assert (row["hardware_usd_low"], row["hardware_usd_high"]) == (8 * 30_000 + 32_010, 8 * 40_000 + 32_010)
@@ -187,36 +191,36 @@ def test_interval_of_throughput_alone_is_its_own_inverse(catalogue: Hardware) ->
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"years": -3}, r"`years` is -3; the lifetime must be positive"),
-        ({"years": 0}, r"lifetime must be positive"),
-        ({"years": "long"}, r"`years` is 'long'; a number"),
-        ({"usd_per_kwh": -0.1}, r"`usd_per_kwh` is -0\.1; a price is not negative"),
+        ({"years": -3}, r"`years`: .*greater than 0 \(got -3\)"),
+        ({"years": 0}, r"`years`: .*greater than 0"),
+        ({"years": "long"}, r"`years`: .*valid number.*'long'"),
+        ({"usd_per_kwh": -0.1}, r"`usd_per_kwh`: .*greater than or equal to 0 \(got -0\.1\)"),
         ({"usd_per_kwh": None, "region": "atlantis"}, r"region 'atlantis'.*us-average"),
         ({"usd_per_kwh": None}, r"neither `usd_per_kwh` nor `region`"),
-        ({"pue": 0.9}, r"`pue` is 0\.9"),
-        ({"utilisation": 1.2}, r"`utilisation` is 1\.2"),
+        ({"pue": 0.9}, r"`pue`: .*got 0\.9"),
+        ({"utilisation": 1.2}, r"`utilisation`: .*got 1\.2"),
         ({"hardware_usd": -1}, r"`hardware_usd`"),
         ({"lifetime": 3}, r"unknown key `lifetime`"),
     ],
 )
 def test_wrong_settings_are_named(catalogue: Hardware, given: dict[str, Any], message: str) -> None:
     with pytest.raises(MoecapError, match=message):
-        cost.settings({**GIVEN, **given}, catalogue)
+        settings_of.settings({**GIVEN, **given}, catalogue)
 
 
 def test_pue_is_a_figure_or_a_sites(catalogue: Hardware) -> None:
-    assert cost.settings({**GIVEN, "pue": "google"}, catalogue).pue == catalogue.site("google").pue == 1.1
+    assert settings_of.settings({**GIVEN, "pue": "google"}, catalogue).pue == catalogue.site("google").pue == 1.1
     with pytest.raises(MoecapError, match=r"'gogle'.*Did you mean 'google'"):
         catalogue.site("gogle")
-    with pytest.raises(MoecapError, match="`pue` is 'gogle'"):
-        cost.settings({**GIVEN, "pue": "gogle"}, catalogue)
+    with pytest.raises(MoecapError, match=r"`pue`: .*'gogle'.*Did you mean 'google'"):
+        settings_of.settings({**GIVEN, "pue": "gogle"}, catalogue)
 
 
 def test_settings_per_deployment(catalogue: Hardware) -> None:
     given = {"years": 3, "region": "us-average", "deployments": {"mine": {"usd_per_kwh": 0.3, "years": 5}}}
-    assert cost.settings(given, catalogue, "mine").usd_per_kwh.value == 0.3
-    assert cost.settings(given, catalogue, "mine").years == 5
-    other = cost.settings(given, catalogue, "other")
+    assert settings_of.settings(given, catalogue, "mine").usd_per_kwh.value == 0.3
+    assert settings_of.settings(given, catalogue, "mine").years == 5
+    other = settings_of.settings(given, catalogue, "other")
     assert other.usd_per_kwh.value == pytest.approx(0.1294) and other.electricity_status == "unverified"
 
 
@@ -245,17 +249,17 @@ def test_table_of_points(catalogue: Hardware) -> None:
         ]
         + [{"deployment": "other", "dataset": "x", "batch_size": 1, "output_tokens_per_s": 1.0}]
     )
-    table = cost.cost_table(
+    table = tables.cost_table(
         metrics, [{"deployment": "d", "hardware": "this-machine", "devices": 1}], catalogue, GIVEN, MACHINE
     )
-    assert table.schema == cost.COST_SCHEMA and table.num_rows == 2
+    assert table.schema == tables.COST_SCHEMA and table.num_rows == 2
     first, second = table.to_pylist()
     assert first["usd_per_million_tokens"] == pytest.approx(4 * second["usd_per_million_tokens"])
     assert (
         first["energy_source"] == "estimated" and first["price_status"] == "assumption" and first["figures_unverified"]
     )
     # prefill 1 s, decode 990 / 330 = 3 s: a quarter of the hour is the input's, and the parts make the whole
-    assert cost.prefill_time_share(metrics.to_pylist()[0]) == pytest.approx(0.25)
+    assert figures.prefill_time_share(metrics.to_pylist()[0]) == pytest.approx(0.25)
     whole = first["usd_per_million_input_tokens"] * 500 + first["usd_per_million_output_tokens"] * 100
     assert whole * 3600 / 1e6 == pytest.approx(first["usd_per_hour"])
     assert first["run_usd"] == pytest.approx(first["usd_per_hour"] * 10 / 3600)
@@ -286,14 +290,14 @@ RENTED = {
 
 def _row(catalogue: Hardware, given: dict[str, Any], **deployment: Any) -> dict[str, Any]:
     row = {"deployment": "d", "hardware": "H100-SXM5-80GB", "devices": 2, **deployment}
-    return cost.cost_table([MEASURED], [row], catalogue, {**GIVEN, **given}).to_pylist()[0]
+    return tables.cost_table([MEASURED], [row], catalogue, {**GIVEN, **given}).to_pylist()[0]
 
 
 def test_every_figure_of_cost_has_an_interval(catalogue: Hardware) -> None:
     elastic = {"demand_tokens_per_s": [205.0, 50.0]}  # how many replicas that takes depends on their throughput
     row = _row(catalogue, {**RENTED, "elastic": elastic}, model="mixtral-8x7b")
     fixed = {"power_w", "energy_kwh", "energy_usd"}  # an estimate from TDP and a given price have no range
-    for name in cost.UNCERTAIN:
+    for name in figures.UNCERTAIN:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         if name in fixed:
             assert low is None and high is None, name
@@ -345,49 +349,48 @@ def test_hardware_without_a_price_costs_null_not_the_campaign(catalogue: Hardwar
 def test_a_point_that_failed_costs_nothing_known(catalogue: Hardware) -> None:
     row = {"deployment": "d", "dataset": "x", "batch_size": 1, "output_tokens_per_s": None}
     deployment = {"deployment": "d", "hardware": "paper-a100-80gb", "devices": 2}
-    found = cost.cost_table([row], [deployment], catalogue, GIVEN).to_pylist()[0]
+    found = tables.cost_table([row], [deployment], catalogue, GIVEN).to_pylist()[0]
     assert found["hardware_usd"] == pytest.approx(50_641.4)
     assert found["usd_per_million_tokens"] is None and found["tokens_per_kwh"] is None
 
 
 def test_rental_and_its_kin() -> None:
-    hourly = cost.rental_usd_per_million_tokens(3.6, 1000.0)
+    hourly = equations.rental_usd_per_million_tokens(3.6, 1000.0)
     assert hourly == pytest.approx(1.0)
-    assert cost.rental_usd_per_million_tokens(3.6, 1000.0, 0.5) == pytest.approx(2.0)
-    assert cost.spot_usd_per_million_tokens(3.6, 1000.0, 0.0, 600.0) == pytest.approx(hourly)
-    assert cost.spot_usd_per_million_tokens(3.6, 1000.0, 0.5, 720.0) == pytest.approx(1.1)
+    assert equations.rental_usd_per_million_tokens(3.6, 1000.0, 0.5) == pytest.approx(2.0)
+    assert equations.spot_usd_per_million_tokens(3.6, 1000.0, 0.0, 600.0) == pytest.approx(hourly)
+    assert equations.spot_usd_per_million_tokens(3.6, 1000.0, 0.5, 720.0) == pytest.approx(1.1)
     # steady demand of just one replica: elastic is rental
-    assert cost.elastic_usd_per_million_tokens(3.6, 1000.0, [1000.0] * 24) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert equations.elastic_usd_per_million_tokens(3.6, 1000.0, [1000.0] * 24) == (
+        pytest.approx(1.0),
+        pytest.approx(1.0),
+    )
     day = [1000.0] * 12 + [0.0] * 12
-    assert cost.elastic_usd_per_million_tokens(3.6, 1000.0, day)[0] == pytest.approx(1.0)
-    assert cost.elastic_usd_per_million_tokens(3.6, 1000.0, day, least_replicas=1)[0] == pytest.approx(2.0)
-    slow = cost.elastic_usd_per_million_tokens(3.6, 1000.0, day, scale_up_s=3600.0)[0]
+    assert equations.elastic_usd_per_million_tokens(3.6, 1000.0, day)[0] == pytest.approx(1.0)
+    assert equations.elastic_usd_per_million_tokens(3.6, 1000.0, day, least_replicas=1)[0] == pytest.approx(2.0)
+    slow = equations.elastic_usd_per_million_tokens(3.6, 1000.0, day, scale_up_s=3600.0)[0]
     assert slow == pytest.approx(13 / 12)
 
 
 def test_serverless_cold_starts_and_idle() -> None:
-    rare = cost.serverless_usd_per_million_tokens(0.001, 100.0, 1.0, 1000.0, cold_start_s=30.0)
+    rare = equations.serverless_usd_per_million_tokens(0.001, 100.0, 1.0, 1000.0, cold_start_s=30.0)
     assert rare == pytest.approx(0.001 * (10.0 + 30.0) / 1000.0 * 1e6)
-    warm = cost.serverless_usd_per_million_tokens(0.001, 100.0, 3600.0, 1000.0, 30.0, keep_warm_s=3600.0)
+    warm = equations.serverless_usd_per_million_tokens(0.001, 100.0, 3600.0, 1000.0, 30.0, keep_warm_s=3600.0)
     assert warm == pytest.approx(0.001 * (10.0 + 1.0) / 1000.0 * 1e6, rel=1e-3)  # a second between two requests
     with pytest.raises(MoecapError, match="cold_start_s"):
-        cost.serverless_usd_per_million_tokens(0.001, 100.0, 1.0, 10.0, -1.0)
-
-
-def test_cost_of_an_evaluation() -> None:
-    assert cost.evaluation_usd(1319, 200, 5.0) == pytest.approx(1319 * 200 * 5.0 / 1e6)
+        equations.serverless_usd_per_million_tokens(0.001, 100.0, 1.0, 10.0, -1.0)
 
 
 def test_rental_price_is_the_median_of_sourced_offers(catalogue: Hardware) -> None:
-    rent, source = cost.rental_usd_per_hour(catalogue.find("H100-SXM5-80GB"), 8)
-    offers = [
+    rent, source = offers.rental_usd_per_hour(catalogue.find("H100-SXM5-80GB"), 8)
+    prices = [
         r.usd_per_device_hour.usd().value
         for r in catalogue.rentals
         if r.gpu == "H100-SXM5-80GB" and r.plan == "on_demand" and r.status in ("verified", "derived")
     ]
-    assert rent is not None and rent.value == pytest.approx(8 * float(np.median(offers)))
-    assert str(len(offers)) in str(source) and rent.low <= 8 * min(offers) < rent.high == 8 * max(offers)
-    assert cost.rental_usd_per_hour(catalogue.find("this-machine"), 1) == (None, None)
+    assert rent is not None and rent.value == pytest.approx(8 * float(np.median(prices)))
+    assert str(len(prices)) in str(source) and rent.low <= 8 * min(prices) < rent.high == 8 * max(prices)
+    assert offers.rental_usd_per_hour(catalogue.find("this-machine"), 1) == (None, None)
 
 
 def test_command_prints_one_object(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +432,7 @@ def test_command_takes_the_entry_of_what_is_detected(
     ("change", "message"),
     [
         (["--hardware", "paper-a100"], "Did you mean 'paper-a100-80gb'"),
-        (["--years", "-3"], "lifetime must be positive"),
+        (["--years", "-3"], "`years`: Input should be greater than 0"),
         (["--devices", "0"], "at least 1"),
         (["--power-w", "-5"], "power_w"),
         (["--tokens-per-s", "0"], "tokens_per_s"),

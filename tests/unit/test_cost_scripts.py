@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moecap.cap import paper
-from moecap.cost.deployment import COST_SCHEMA
+from moecap.cost.table import COST_SCHEMA
 from moecap.hardware import catalogue as hardware
 from moecap.io import read_metadata, read_parquet, write_json, write_parquet
 from moecap.plan.schema import PLAN_SCHEMA
@@ -62,7 +62,7 @@ def test_an_error_is_explained_and_leaves_nothing(tmp_path: Path, capsys: pytest
     }
     with pytest.raises(SystemExit):
         execute("cost", {"metrics": metrics}, {"cost": str(tmp_path / "cost.parquet")}, {"cost": params})
-    assert "the lifetime must be positive" in capsys.readouterr().err
+    assert "`years`: Input should be greater than 0 (got -1)" in capsys.readouterr().err
     assert not (tmp_path / "cost.parquet").exists()
 
 

@@ -10,17 +10,11 @@ import pyarrow as pa
 import pytest
 
 from moecap.errors import MoecapError
-from moecap.metrics import table as m
+from moecap.metrics import amounts
+from moecap.metrics.intervals import block_length, bootstrap_sums, with_interval
+from moecap.metrics.peaks import Peaks, peaks_of
 from moecap.metrics.steps import read_steps, step_batches, step_table, write_steps
-from moecap.metrics.table import (
-    METRICS_SCHEMA,
-    Peaks,
-    _with_interval,
-    block_length,
-    bootstrap_sums,
-    metrics_table,
-    peaks_of,
-)
+from moecap.metrics.table import METRICS_SCHEMA, metrics_table
 
 from .systems import make_run, small
 
@@ -102,7 +96,7 @@ def test_every_figure_lies_in_its_interval(rows):
 def test_intervals_of_many_steps_are_tight_around_the_figure(rows):
     """Step times vary by ±50%, over some 250 steps: the intervals are of a few per cent, on both sides."""
     for row in rows.values():
-        for name in (*m.BYTES, *m.FLOPS):
+        for name in (*amounts.BYTES, *amounts.FLOPS):
             value = row[f"decode_{name}"]
             assert 0.8 * value < row[f"decode_{name}_low"] < value < row[f"decode_{name}_high"] < 1.25 * value
 
@@ -150,7 +144,7 @@ def test_reading_in_parts_gives_the_same(run, steps, anatomy, tmp_path):
 
 def test_chunks_do_not_matter(run, steps, anatomy, monkeypatch):
     whole = metrics_table(run.points, run.requests, steps, anatomy, PEAKS, draws=20).to_pylist()
-    monkeypatch.setattr(m, "CHUNK", 7)
+    monkeypatch.setattr(amounts, "CHUNK", 7)
     chunked = metrics_table(run.points, run.requests, steps, anatomy, PEAKS, draws=20).to_pylist()
     for a, b in zip(whole, chunked, strict=True):
         for name, value in a.items():
@@ -305,7 +299,7 @@ def test_intervals_widen_with_the_spread_of_repeats():
 
     def width(runs):
         drawn = bootstrap_sums(runs, np.random.default_rng(1), 500)
-        found = m._with_interval("x", 10.0, drawn[:, 0] / drawn[:, 1], 3)
+        found = with_interval("x", 10.0, drawn[:, 0] / drawn[:, 1], 3)
         return found["x_high"] - found["x_low"]
 
     assert width(apart) > 10 * width(alike)
@@ -314,7 +308,7 @@ def test_intervals_widen_with_the_spread_of_repeats():
 def test_a_few_repeats_understate_how_much_repeats_vary():
     """Resampling R repeats gives (R-1)/R of their variance: the interval is widened by as much."""
     drawn = np.linspace(0.9, 1.1, 1001)
-    narrow, wide = (_with_interval("x", 1.0, drawn, repeats) for repeats in (1, 2))
+    narrow, wide = (with_interval("x", 1.0, drawn, repeats) for repeats in (1, 2))
     assert wide["x_high"] - 1 == pytest.approx(np.sqrt(2) * (narrow["x_high"] - 1))
     assert 1 - wide["x_low"] == pytest.approx(np.sqrt(2) * (1 - narrow["x_low"]))
 

@@ -317,7 +317,7 @@ def test_what_was_calibrated_is_not_compared_with_a_bare_roofline(catalogue: Har
 
 def test_cost_of_a_plan_is_that_of_the_cost_model(catalogue: Hardware) -> None:
     from moecap.cost.deployment import deployment_cost
-    from moecap.cost.deployment import settings as cost_settings
+    from moecap.cost.settings import settings as cost_settings
 
     given = {"years": 4, "usd_per_kwh": 0.2, "pue": 1.3, "utilisation": 0.6}
     own = {**given, "hardware_usd": 1.0, "deployments": {"a": {"years": 1}}}  # prices of own deployments do not apply

@@ -15,8 +15,10 @@ import pytest
 
 from moecap import s_mbu, s_mfu
 from moecap.metrics import utilization as u
+from moecap.metrics.amounts import AMOUNTS, step_amounts
+from moecap.metrics.peaks import Peaks, peaks_of, replication_of
 from moecap.metrics.steps import step_table
-from moecap.metrics.table import AMOUNTS, Peaks, metrics_table, peaks_of, replication_of, step_amounts
+from moecap.metrics.table import metrics_table
 from moecap.model.quantization import recipe_from_quantization_config
 from moecap.model.reads import pairs as attention_pairs
 

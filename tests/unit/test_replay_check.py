@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from moecap.checks import replay_check
+from moecap.metrics.amounts import AMOUNTS, step_amounts
 from moecap.metrics.steps import step_table
-from moecap.metrics.table import AMOUNTS, step_amounts
 from moecap.routing.store import RoutingStore, RoutingWriter
 
 from .systems import FakeRouting, make_run, small

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from moecap.cap import paper
 from moecap.cap import table as cap
+from moecap.cap.schema import CAP_SCHEMA
 from moecap.charts import pages
 from moecap.charts.plan_cost import cheapest_by_speed
 from moecap.hardware import catalogue as hardware
@@ -254,7 +255,7 @@ def test_a_packed_column_comes_back(values):
 
 
 def test_every_column_of_the_schema_has_a_form_and_a_heading():
-    for column in columns.described(cap.CAP_SCHEMA):
+    for column in columns.described(CAP_SCHEMA):
         assert column.label and column.section != "Other", column
         assert column.form in columns.FORMS, column
 

@@ -1,4 +1,4 @@
-"""The config's part on money and energy."""
+"""What a user says about money and energy: the `cost` part of a config, and its one check."""
 
 from __future__ import annotations
 
