@@ -25,7 +25,6 @@ _LAYOUT = {
         ttft_s± tpot_s± itl_s± output_tokens_per_s± total_tokens_per_s± e2e_s±
         ttft_s_p50 ttft_s_p90 ttft_s_p99 tpot_s_p50 tpot_s_p90 tpot_s_p99 itl_s_p50 itl_s_p90 itl_s_p99
         e2e_s_p50 e2e_s_p90 e2e_s_p99 ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s
-        load concurrency request_rate goodput_requests_per_s
         requests repeats disturbed_repeats external_cpu_share cpu_steal_share other_gpu_processes steps
         mixed_step_share""",
     "Utilization": """

@@ -241,6 +241,27 @@ def test_cost_of_an_evaluation_is_that_of_as_many_requests() -> None:
     assert row["evaluation_usd"] is None
 
 
+def test_cost_of_a_right_answer_is_that_of_a_request_over_the_accuracy() -> None:
+    key = {"deployment": "d", "dataset": "x", "batch_size": 4}
+    metrics = [{**key, "output_tokens_per_s": 10.0, "requests": 12, "generated_tokens": 120, "schedule": "exact"}]
+    cost = [{**key, "run_usd": 0.6, "run_usd_low": 0.5, "run_usd_high": 0.9, "joules_per_token": 2.0}]
+    deployment = {"deployment": "d", "model": "m", "precision": "bf16"}
+
+    def row(**accuracy: float) -> dict:
+        tables = [metrics, [{"deployment": "d", "dataset": "x", **accuracy}] if accuracy else [], cost]
+        return cap.cap_table([deployment], *(pa.Table.from_pylist(t) if t else [] for t in tables)).to_pylist()[0]
+
+    sure = row(accuracy=0.5, accuracy_low=0.5, accuracy_high=0.5)
+    assert sure["usd_per_correct_answer"] == pytest.approx(0.1)
+    assert (sure["usd_per_correct_answer_low"], sure["usd_per_correct_answer_high"]) == pytest.approx((1 / 12, 0.15))
+    assert sure["joules_per_correct_answer"] == pytest.approx(40.0) and sure["joules_per_correct_answer_low"] is None
+    unsure = row(accuracy=0.5, accuracy_low=0.4, accuracy_high=0.6)
+    assert unsure["usd_per_correct_answer_low"] < 1 / 12 and 0.15 < unsure["usd_per_correct_answer_high"] < 0.15 / 0.8
+    assert (unsure["origin"], unsure["schedule"]) == ("measured", "exact")
+    for none in (row(accuracy=0.0), row()):  # no answer was right, or none was asked for
+        assert none["usd_per_correct_answer"] is None and none["joules_per_correct_answer"] is None
+
+
 def test_a_price_range_moves_only_the_purchase_in_the_frontier() -> None:
     def row(name: str, usd: float, **more: float) -> dict:
         return {

@@ -80,6 +80,10 @@ def test_rates_and_latencies(rows, run):
     gaps = np.concatenate([np.diff(r["token_times_s"]) for r in requests])
     assert row["itl_s"] == pytest.approx(gaps.mean())
     assert row["itl_p99_s"] == pytest.approx(np.percentile(gaps, 99))
+    assert row["itl_s_p99"] == row["itl_p99_s"] and row["itl_s_p50"] < row["itl_s_p90"] < row["itl_s_p99"]
+    whole = [r["finished_s"] - r["arrival_s"] for r in requests]
+    assert row["e2e_s"] == pytest.approx(np.mean(whole)) and row["e2e_s_p90"] == pytest.approx(np.percentile(whole, 90))
+    assert row["schedule"] is None  # these points do not say
     assert row["repeats"] == 3 and row["requests"] == 12
     assert row["step_time_share"] == pytest.approx(1.0)
     assert row["deployment"] == "toy" and row["status"] == "measured"
