@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 def answer(table: pd.DataFrame) -> list[str]:
     """Which deployment of a CAP table to take, per dataset, as the report's cards say."""
-    from moecap.cap.table import CAP_SCHEMA
+    from moecap.cap.schema import CAP_SCHEMA
     from moecap.report.answers import advice, cards
 
     whole = table.reindex(columns=[*dict.fromkeys([*CAP_SCHEMA.names, *table.columns])]).astype(object)
