@@ -19,6 +19,7 @@ from moecap.plan.cross_check import cross_check_in_words
 from moecap.plan.expected import Drafts
 from moecap.plan.layouts import KINDS
 from moecap.plan.measured import Measured, accuracies
+from moecap.plan.offload import Tier
 from moecap.plan.search import plan
 from moecap.plan.table import SORTS, Row, as_csv, as_text, holds, ranked, seconds, why_out
 from moecap.plan.target import Candidate, Workload
@@ -53,6 +54,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--layouts", nargs="+", choices=KINDS, default=["tp"], help="ways to share a model; default tp")
     parser.add_argument("--draft-tokens", type=int, default=0, metavar="N", help="drafted per step (speculation)")
     parser.add_argument("--acceptance", type=float, default=0.0, metavar="A", help="probability of a drafted token")
+    parser.add_argument(
+        "--experts-on-gpu",
+        type=float,
+        metavar="S",
+        help="share of the experts on the devices; the rest is offloaded",
+    )
+    parser.add_argument(
+        "--tier-bytes-per-s", type=float, metavar="B", help="bandwidth of the memory or SSDs that hold the rest"
+    )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of the table; default 10")
     parser.add_argument("--sort", choices=list(SORTS), default="cost", help="default: cost per token")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
@@ -113,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         kinds=tuple(args.layouts),
         drafts=Drafts(args.draft_tokens, args.acceptance),
         own=measured.own_runs({n: hardware.find(n).speeds for n in used}, engine) if engine else {},
+        tier=_tier(args),
     )
     found = answer(table, args.tpot_s, args.ttft_s, args.accuracy)
     if args.tpot_s is not None:
@@ -150,6 +161,15 @@ def _seconds(text: str) -> float:
         return seconds(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _tier(args: argparse.Namespace) -> Tier | None:
+    given = (args.experts_on_gpu, args.tier_bytes_per_s)
+    if given == (None, None):
+        return None
+    if None in given:
+        raise MoecapError("plan: offload takes both --experts-on-gpu and --tier-bytes-per-s.")
+    return Tier(args.tier_bytes_per_s, args.experts_on_gpu)
 
 
 def _default_systems(hardware: Hardware) -> list[str]:

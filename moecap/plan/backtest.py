@@ -235,7 +235,8 @@ def report(
             found, lambda c: (c.model, c.hardware, c.engine, c.terms.concurrency[0]), (*names, "concurrency")
         ),
         "holdout": {kind: None if held.get(kind) is None else _holdout(held[kind]) for kind in HOLDOUTS},
-        "ttft": first_token(timed),
+        "ttft": first_token([case for case, u in zip(timed, fair, strict=True) if u]),
+        "throughput": throughput([case for case, u in zip(timed, fair, strict=True) if u]),
         "violations": [v.__dict__ for v in violations],
         "unpredicted": reasons,
     }
@@ -251,19 +252,50 @@ def _holdout(found: Predictions | None) -> Metrics:
 
 
 def first_token(cases: Sequence[Case]) -> Mapping[str, Any]:
-    """Errors of the predicted time to first token."""
+    """Errors of the predicted time to first token; a model's interval is that of the other models' residuals."""
     timed = [case for case in cases if case.ttft_s]
     if not timed:
-        return {"points": 0, "mape": None, "median": None, "bias": None}
+        return {"points": 0, "mape": None, "median": None, "bias": None, "coverage": None}
     predicted = np.array(
         [float(prior_of(c.engine).coefficients.ttft_s(c.terms, c.workload)[0]) for c in timed], dtype=np.float64
     )
-    error = predicted / np.array([c.ttft_s for c in timed], dtype=np.float64) - 1
+    measured = np.array([c.ttft_s for c in timed], dtype=np.float64)
+    error = predicted / measured - 1
+    models = sorted({c.model for c in timed})
+    low, high = conformal(measured / predicted, np.array([models.index(c.model) for c in timed]), timed)
     return {
         "points": len(timed),
         "mape": float(np.abs(error).mean()),
         "median": float(np.median(np.abs(error))),
         "bias": float(np.median(error)),
+        "coverage": float(((measured >= predicted * low) & (measured <= predicted * high)).mean()),
+    }
+
+
+def throughput(cases: Sequence[Case]) -> Mapping[str, Any]:
+    """Errors of the predicted tokens/s of a closed loop, and how many lie within the ends of TPOT's interval.
+
+    What a million tokens cost is a price per second over this rate: it has the same coverage, beside the price's range.
+    """
+    timed = [case for case in cases if case.tpot_s and case.ttft_s]
+    if not timed:
+        return {"points": 0, "mape": None, "median": None, "bias": None, "coverage": None}
+    found = by_prior(timed)
+    first = np.array([float(prior_of(c.engine).coefficients.ttft_s(c.terms, c.workload)[0]) for c in timed])
+    output = np.array([float(c.workload.output_tokens) for c in timed])
+
+    def rate(ttft_s: np.ndarray, tpot_s: np.ndarray) -> np.ndarray:
+        return output / (ttft_s + (output - 1) * tpot_s)
+
+    measured = rate(np.array([c.ttft_s for c in timed], dtype=np.float64), found.measured)
+    error = rate(first, found.predicted) / measured - 1
+    inside = (measured >= rate(first, found.high)) & (measured <= rate(first, found.low))
+    return {
+        "points": len(timed),
+        "mape": float(np.abs(error).mean()),
+        "median": float(np.median(np.abs(error))),
+        "bias": float(np.median(error)),
+        "coverage": float(inside.mean()),
     }
 
 

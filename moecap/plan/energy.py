@@ -55,8 +55,9 @@ def energy_report(cases: Sequence[Case], hardware: Hardware) -> dict[str, Any]:
     """How wrong power and energy per token are, on rows that print them.
 
     ``power_mape`` with the printed time per token, ``power_mape_predicted`` with the predicted one,
-    ``power_mape_held_out`` with coefficients refitted without the model; ``joules_mape`` with everything predicted;
-    ``tdp_mape``: what ``TDP × devices`` would say; ``itl``: the predicted gap between tokens against the printed one.
+    ``power_mape_held_out`` with coefficients refitted without the model; ``power_coverage``: the share of powers within
+    the shipped interval of the predicted one; ``joules_mape`` with everything predicted; ``tdp_mape``: what ``TDP ×
+    devices`` would say; ``itl``: the predicted gap between tokens against the printed one.
     """
     rows = [c for c in cases if c.point.power_w and c.point.devices and c.tpot_s and hardware.find(c.hardware).gpu]
     if not rows:
@@ -89,6 +90,9 @@ def energy_report(cases: Sequence[Case], hardware: Hardware) -> dict[str, Any]:
         "itl_bias": float(np.median(predicted_s / measured_s - 1)),
         "power_interval": list(quantiles(ratio, np.ones(len(ratio)))),
     }
+    ends = power_interval()
+    drawn = power(predicted_s)
+    found["power_coverage"] = float(((watts >= drawn * ends[0]) & (watts <= drawn * ends[1])).mean())
     timed = [i for i, c in enumerate(rows) if c.point.joules_per_token]
     if timed:
         running = np.array([float(c.terms.running[0]) for c in rows])
@@ -96,6 +100,8 @@ def energy_report(cases: Sequence[Case], hardware: Hardware) -> dict[str, Any]:
         joules = power(predicted_s) * np.array(mean_s, dtype=np.float64) / running
         printed = np.array([float(rows[i].point.joules_per_token or 0.0) for i in timed])
         found["joules_mape"] = _mape(joules[timed], printed)
+        inside = (printed >= joules[timed] * ends[0]) & (printed <= joules[timed] * ends[1])
+        found["joules_coverage"] = float(inside.mean())
     return found
 
 

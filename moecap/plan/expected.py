@@ -64,7 +64,8 @@ def expected(
     drafts: Drafts = NO_DRAFTS,
     usable_memory: float = 0.9,
 ) -> Figures:
-    """As :func:`moecap.plan.predict.predict`, with ``tpot_s_low``, ``tpot_s_high`` (90%), ``devices_power_w``."""
+    """As :func:`moecap.plan.predict.predict`, with ``tpot_s_low``, ``tpot_s_high`` (90%), ``devices_power_w``;
+    ``tpot_alone_s`` without others' prompts in between, ``prefill_s`` of one request."""
     anatomy = candidate.anatomy
     bound = predict(anatomy, target, batch_sizes, workload, profile=profile, usable_memory=usable_memory)
     found = terms(
@@ -97,6 +98,8 @@ def expected(
         "needed_bytes": size * (found.weight_bytes + held),
         "fits": fits,
         "largest_batch": np.full(len(tpot), float(max(np.floor(found.fits_requests), 0.0))),
+        "tpot_alone_s": prior.coefficients.tpot_s(found, workload, mixed=False) * gain * factor,
+        "prefill_s": np.full(len(tpot), prior.coefficients.prefill_s(found) * factor),
         "devices_power_w": power,
         "devices_power_w_low": power * ends[0],
         "devices_power_w_high": power * ends[1],

@@ -11,13 +11,14 @@ from moecap.model.recipes import resolve_precision
 from moecap.model.structure import Anatomy
 from moecap.plan.terms import Parallel
 
-#: Kinds of layouts that a plan can be asked for: tensor, expert, attention-data and pipeline parallelism.
-KINDS = ("tp", "ep", "dp", "pp")
+#: Kinds of layouts that a plan can be asked for: tensor, expert, attention-data and pipeline parallelism; and
+#: tensor-parallel workers in two pools, for prefill and for decode, beside the same workers doing both.
+KINDS = ("tp", "ep", "dp", "pp", "pools")
 
 
 def layouts(devices: int, kinds: tuple[str, ...] = ("tp",)) -> Iterator[Parallel]:
     """Layouts of so many devices: all tensor-parallel; experts placed whole; attention data-parallel; two stages."""
-    if "tp" in kinds or devices == 1:
+    if "tp" in kinds or "pools" in kinds or devices == 1:
         yield Parallel(tp=devices)
     if devices > 1 and "ep" in kinds:
         yield Parallel(tp=devices, ep=devices)

@@ -13,7 +13,8 @@ share says otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,64 @@ def _without_experts(
 ) -> np.ndarray:
     none = [np.zeros(k.experts) for k in anatomy.layer_kinds if k.experts]
     return terms(anatomy, speeds, parallel, concurrency, workload, profile=none).read_bytes
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Where experts lie that are not on the devices: their bandwidth together, and which share is on the devices."""
+
+    bytes_per_s: float
+    experts_on_gpu: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.experts_on_gpu <= 1 or not self.bytes_per_s > 0:
+            raise MoecapError(
+                f"Offload: {self.experts_on_gpu:g} of the experts on the GPUs, {self.bytes_per_s:g} B/s of the tier; a "
+                "share of 0 to 1 and a positive bandwidth are needed."
+            )
+
+    @property
+    def note(self) -> str:
+        """What a row of a plan rests on."""
+        return (
+            f"{1 - self.experts_on_gpu:.0%} of the experts are read at {self.bytes_per_s / 1e9:,.4g} GB/s: a bound, "
+            "which engines stay well below"
+        )
+
+
+def offloaded(
+    figures: Mapping[str, np.ndarray],
+    anatomy: Anatomy,
+    speeds: Speeds,
+    parallel: Parallel,
+    workload: Workload,
+    tier: Tier,
+) -> dict[str, np.ndarray]:
+    """A roofline's figures (:func:`moecap.plan.predict.predict`) with a part of the experts on a slower tier.
+
+    The devices hold so much less; a step takes what :func:`step_bound_s` says, a prefill at least as long as reading
+    the tier's experts once. Utilizations of the devices' bandwidth are null: they no longer bound the step.
+    """
+    batch = figures["batch_size"]
+    tpot = step_bound_s(anatomy, speeds, parallel, batch, workload, tier.experts_on_gpu, tier.bytes_per_s)
+    experts = sum(kind.count * kind.experts * kind.expert_bytes for kind in anatomy.kinds)
+    away = experts * (1 - tier.experts_on_gpu)
+    ttft = np.maximum(figures["ttft_s"], away / tier.bytes_per_s)
+    needed = figures["needed_bytes"] - away
+    request = (figures["needed_bytes"] - anatomy.weight_bytes) / batch
+    room = np.maximum(figures["available_bytes"] - (anatomy.weight_bytes - away), 0.0)
+    nothing = dict.fromkeys(("s_mbu", "s_mbu_complete", "mbu", "s_mfu"), np.full(len(batch), np.nan))
+    return {
+        **figures,
+        **nothing,
+        "tpot_s": tpot,
+        "tpot_dense_s": np.maximum(tpot, away / tier.bytes_per_s),
+        "ttft_s": ttft,
+        "output_tokens_per_s": batch * workload.output_tokens / (ttft + (workload.output_tokens - 1) * tpot),
+        "needed_bytes": needed,
+        "fits": needed <= figures["available_bytes"],
+        "largest_batch": np.floor(room / np.maximum(request, 1.0)),
+    }
 
 
 def processor_bytes_per_s(printed: str) -> float | None:

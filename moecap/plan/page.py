@@ -58,12 +58,16 @@ def lines(found: Found, command: str, charts: set[str]) -> Iterable[str]:
         if held:
             yield _row(_NEW[kind], held, f"{GOALS[kind]:.0%}")
             yield from (_row(f"… {of['engine']}", of, f"{GOALS[kind]:.0%}") for of in held["engines"])
-    ttft = found["ttft"]
-    if ttft["points"]:
-        yield ""
-        yield (
-            f"TTFT: {ttft['points']:,} points, mean error {ttft['mape']:.1%}, median {ttft['median']:.1%}, bias "
-            f"{ttft['bias']:+.1%}."
+    if found["ttft"]["points"]:
+        yield from (
+            "",
+            "Comparable points, shipped prior. The interval of TTFT is that of the residuals of other models; that of",
+            "throughput is TPOT's, and what a token costs has the same: a price per second over that rate.",
+            "",
+            "| | points | mean error | median | bias | within 90% | goal |",
+            "|---|---|---|---|---|---|---|",
+            _row("TTFT", found["ttft"], ""),
+            _row("throughput, $ per token", found["throughput"], ""),
         )
     if "planner-predicted" in charts:
         yield from ("", "![Predicted against measured TPOT](planner-predicted.svg)")
@@ -126,8 +130,10 @@ def _energy(of: Found) -> Iterable[str]:
         "|---|---|---|",
         f"| power, model held out | {of['power_mape_held_out']:.1%} | 15% |",
         f"| power, shipped coefficients, predicted step | {of['power_mape_predicted']:.1%} | |",
+        f"| … share within its 90% interval | {of['power_coverage']:.0%} | 85-95% |",
         f"| power as TDP × devices | {of['tdp_mape']:.1%} | |",
         f"| J per token, everything predicted | {of.get('joules_mape', float('nan')):.1%} | 20% |",
+        f"| … share within power's interval | {of.get('joules_coverage', float('nan')):.0%} | 85-95% |",
     )
 
 

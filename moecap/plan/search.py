@@ -15,7 +15,9 @@ from moecap.errors import MoecapError
 from moecap.hardware.catalogue import SOURCED, Hardware, Range, System
 from moecap.plan.expected import NO_DRAFTS, Drafts, expected
 from moecap.plan.layouts import layouts, refused
+from moecap.plan.offload import Tier, offloaded
 from moecap.plan.pooling import Own
+from moecap.plan.pools import figures_of_decode, in_pools
 from moecap.plan.predict import UNCALIBRATED, Calibration, predict
 from moecap.plan.prior import Prior, prior_of
 from moecap.plan.schema import PLAN_SCHEMA
@@ -41,6 +43,7 @@ def plan(
     kinds: tuple[str, ...] = ("tp",),
     drafts: Drafts = NO_DRAFTS,
     own: Mapping[str, Own] | None = None,
+    tier: Tier | None = None,
 ) -> pa.Table:
     """Predict every combination of model × precision × hardware × number of devices × layout × batch size.
 
@@ -55,6 +58,7 @@ def plan(
         engine: whose prior (:mod:`moecap.plan.prior`) times of catalogued devices rest on; None: the roofline.
         kinds: layouts that are tried (:data:`moecap.plan.layouts.KINDS`).
         own: system → own runs there, which the prior shrinks to.
+        tier: where a part of the experts lies instead: then every figure is a bound, by tensor parallelism.
 
     Returns:
         ``PLAN_SCHEMA``, one row per combination; what cannot be served has ``feasible`` false and a reason.
@@ -79,6 +83,18 @@ def plan(
             for candidate in candidates:
                 profile = (profiles or {}).get(candidate.anatomy.model)
                 target = Target.of(system.name, system.speeds, number, candidate.compute_dtype, machine)
+                if tier is not None:
+                    if system.speeds is None:
+                        raise MoecapError(
+                            f"plan: {system.name} has no catalogued speeds; offload is planned with those."
+                        )
+                    parallel = Parallel(tp=number)
+                    figures = predict(candidate.anatomy, target, batch_sizes, workload, profile=profile)
+                    figures = offloaded(figures, candidate.anatomy, system.speeds, parallel, workload, tier)
+                    for row in _plan_rows(candidate, system, target, workload, UNCALIBRATED, money, figures):
+                        notes = "; ".join(filter(None, [row["notes"], tier.note]))
+                        rows.append({**row, "layout": str(parallel), "notes": notes})
+                    continue
                 if engine is None or system.speeds is None:
                     figures = predict(
                         candidate.anatomy, target, batch_sizes, workload, calibration, profile, usable_memory
@@ -103,6 +119,10 @@ def plan(
                     more = {"engine": engine, "layout": str(parallel), "basis": basis[0]}
                     for row in _plan_rows(candidate, system, target, workload, basis[1], money, figures):
                         rows.append({**row, **more})
+                    if "pools" in kinds and parallel.tp == number:
+                        decode = figures_of_decode(figures, workload)
+                        alone = _plan_rows(candidate, system, target, workload, basis[1], money, decode)
+                        rows += in_pools([{**row, **more} for row in alone], figures["prefill_s"], workload)
     return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
 
 

@@ -80,11 +80,40 @@ class Comparison:
         chosen = [r for r in self.table.to_pylist() if not verdicts or r["verdict"] in verdicts]
         return sorted(chosen, key=lambda r: (VERDICTS.index(r["verdict"]), -_factor(r["ratio"])))
 
+    def verdict(self) -> str:
+        """In words, whether B is better: what changed beyond the intervals, in how many points, by how much."""
+        compared = len({tuple(r[k] for k in KEY) for r in self.table.to_pylist()})
+        sides = {side: self._changed(side, compared) for side in ("better", "worse", "higher", "lower")}
+        named = [f"{side}: {', '.join(found)}" for side, found in sides.items() if found]
+        if sides["better"] and sides["worse"]:
+            head = "B is better in some figures and worse in others"
+        elif sides["better"] or sides["worse"]:
+            head = f"B is {'better' if sides['better'] else 'worse'}"
+        else:
+            head = f"Nothing got better or worse beyond the intervals, in {compared} points that both have"
+        unsure = self.counts().get("no interval", 0)
+        more = f" {unsure} figures differ and have no interval: nothing is said of them." if unsure else ""
+        where = list(dict.fromkeys(d.where for d in self.differences))
+        made = f" The two differ in: {', '.join(where)}." if where else ""
+        return f"{head}{''.join(f'; {part}' for part in named)}.{more}{made}"
+
+    def _changed(self, side: str, compared: int) -> list[str]:
+        found = []
+        for column in DIRECTIONS:
+            own = [r["ratio"] for r in self.rows(side) if r["column"] == column]
+            ratios = [r for r in own if r is not None]
+            if own:
+                low, high = (f"{f(ratios):.3g}" for f in (min, max)) if ratios else ("?", "?")
+                size = f"{low}×" if low == high else f"{low} to {high}×"
+                found.append(f"{column} {size} in {len(own)} of {compared} points")
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: names, counts, rows, differences."""
         return {
             "a": self.name_a,
             "b": self.name_b,
+            "verdict": self.verdict(),
             "counts": self.counts(),
             "rows": self.rows(),
             "only_in_a": [dict(zip(KEY, k, strict=True)) for k in self.only_a],
@@ -105,11 +134,25 @@ class Comparison:
         for level, title, content in self._sections():
             body.append(f"<h{level}>{html.escape(title)}</h{level}>")
             body.append(_html_table(content) if isinstance(content, list) else f"<p>{html.escape(content)}</p>")
+            if level == 1:
+                body.append(self._chart())
         return _PAGE.format(title=html.escape(f"{self.name_a} and {self.name_b}"), body="\n".join(body))
+
+    def _chart(self) -> str:
+        """B over A of every figure of every point, as an image; nothing where no figure is in both."""
+        from moecap.charts.draw import to_svg
+        from moecap.charts.pages import data_url
+        from moecap.charts.ratios import ratios
+
+        drawn = ratios(self.table.to_pylist(), VERDICTS)
+        if drawn is None:
+            return ""
+        return f'<img alt="B over A of every figure of every point" src="{data_url(to_svg(drawn))}">'
 
     def _sections(self) -> Iterator[tuple[int, str, str | list[list[str]]]]:
         counts = ", ".join(f"{n} {verdict}" for verdict, n in self.counts().items()) or "no figure in common"
-        yield 1, f"{self.name_a} (A) and {self.name_b} (B)", f"From A to B: {counts}."
+        yield 1, f"{self.name_a} (A) and {self.name_b} (B)", self.verdict()
+        yield 2, "Figures", f"From A to B: {counts}."
         clear = self.rows("better", "worse", "higher", "lower")
         yield 2, "Changed beyond the intervals", _figures(clear) if clear else "Nothing."
         rest = self.rows("within intervals", "no interval", "only in one")

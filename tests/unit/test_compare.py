@@ -137,3 +137,16 @@ def test_tables_alone():
     table = pa.table({"deployment": ["x"], "dataset": ["d"], "batch_size": [1], "accuracy": [0.5]})
     assert compare_tables(table, table).counts() == {"same": 1}
     assert ROWS
+
+
+def test_the_verdict_comes_first(archives):
+    better = compare(archives[0], archives[1])
+    said = better.verdict()
+    assert said.startswith("B is better; better: output_tokens_per_s 1.5× in 4 of 4 points, tpot_s 0.667× in 4 of 4 ")
+    assert "4 figures differ and have no interval" in said
+    assert "The two differ in: " in said and "config" in said
+    assert better.markdown().split("\n\n")[1] == said == better.to_json()["verdict"]
+    assert compare(archives[1], archives[0]).verdict().startswith("B is worse; worse: output_tokens_per_s 0.667×")
+    same = compare(archives[0], archives[2]).verdict()
+    assert same.startswith("Nothing got better or worse beyond the intervals, in 4 points that both have.")
+    assert '<img alt="B over A' in better.html() and "data:image/svg+xml" in better.html()
