@@ -63,6 +63,8 @@ class Campaign:
             checks.check_catalogue(self, mistakes)
             for name, row in self.deployments.items():
                 self.deployments[name] = checks.check_row(self, row, mistakes)
+            if not mistakes.mistakes:
+                checks.check_quantizer(self, mistakes)
         if found is None:
             mistakes.finish()
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from moecap.accuracy.tasks import check_data_files, check_scoring, check_task
 from moecap.campaign.catalogue import ModelEntry, PlannedRecipe, PrecisionEntry
@@ -18,9 +20,11 @@ from moecap.campaign.config import ARCHIVE_SUFFIX
 from moecap.campaign.deployments import PARALLELISM, Deployment
 from moecap.campaign.targets import rule_names
 from moecap.cost.settings import settings
+from moecap.documents import KeyPath
+from moecap.engines.arguments import lm_eval_arguments, lm_eval_models, vllm_arguments
 from moecap.engines.base import kinds
 from moecap.engines.capabilities import Machine, catalogue_machine, check_can_serve, this_machine
-from moecap.engines.catalogue import OPTIONS, known_mismatch
+from moecap.engines.catalogue import OPTIONS, SERVED, EngineEntry, known_mismatch
 from moecap.engines.vllm.limits import Scales, Split, refusals, scales_of_config, sizes_of_config
 from moecap.errors import Collector, MoecapError, PermanentError, Place, nearest
 from moecap.hardware.catalogue import System
@@ -28,7 +32,7 @@ from moecap.model.offload import read_arguments
 from moecap.model.recipes import SCHEMES
 from moecap.provenance import ROOT
 from moecap.redact import secrets_in
-from moecap.schema import expand_path
+from moecap.schema import expand_path, explain
 
 if TYPE_CHECKING:
     from moecap.campaign.campaign import Campaign
@@ -53,6 +57,7 @@ def check_catalogue(campaign: Campaign, found: Collector) -> None:
             text = f"`kind` is {engine.kind!r}, which is no file moecap/engines/{engine.kind}_engine.py, "
             text += f"nor a folder there. {nearest(engine.kind, kinds())}"
             found.add(place, text, "kind")
+        _check_options(campaign, name, engine, found)
         known = {*catalogue.engines, *catalogue.wrong["engines"]}
         if engine.instead is not None and engine.instead not in known and "engines" not in catalogue.unread:
             text = f"`instead` is {engine.instead!r}, which is no engine. {nearest(engine.instead, known)}"
@@ -72,6 +77,60 @@ def check_catalogue(campaign: Campaign, found: Collector) -> None:
             continue
         for key, text in check_scoring(dataset.task, dataset.metric, dataset.kind):
             found.add(catalogue.place("datasets", name, key), f"`{key}`: {text}", key)
+
+
+def _check_options(campaign: Campaign, name: str, engine: EngineEntry, found: Collector) -> None:
+    """An engine's options, and arguments that it, or lm-eval's model of it, does not take (as far as what is installed
+    here says)."""
+
+    def place(*path: str) -> Place:
+        return campaign.catalogue.place("engines", name, *path)
+
+    def known_or_wrong(path: KeyPath, given: Iterable[str], known: Collection[str], owner: str) -> None:
+        key = ".".join(map(str, path))
+        for argument in given if known else ():
+            if argument not in known:
+                text = f"`{key}`: {owner} does not know {argument!r}. {nearest(str(argument), known)}"
+                found.add(place(*map(str, path), argument), text, key)
+
+    if (model := OPTIONS.get(engine.kind)) is not None:
+        try:
+            model.model_validate(engine.options)
+        except ValidationError as error:
+            explain(error, model, engine.options, lambda path: place(*map(str, path)), found, under=("options",))
+    if engine.kind == "vllm" and isinstance(given := engine.options.get("engine_args") or {}, Mapping):
+        known_or_wrong(("options", "engine_args"), given, vllm_arguments(), "vLLM's EngineArgs")
+    evaluated, arguments = engine.lm_eval.get("model"), engine.lm_eval.get("model_args") or {}
+    known_or_wrong(("lm_eval",), engine.lm_eval, ("model", "model_args"), "an engine's `lm_eval`")
+    if not evaluated:
+        return
+    known_or_wrong(("lm_eval", "model"), [evaluated], lm_eval_models(), "lm-eval")
+    if isinstance(arguments, Mapping):
+        owner = f"lm-eval's model {evaluated!r}"
+        known_or_wrong(("lm_eval", "model_args"), arguments, lm_eval_arguments(str(evaluated)), owner)
+    else:
+        text = f"`lm_eval.model_args` is {arguments!r}; a mapping of arguments is expected."
+        found.add(place("lm_eval", "model_args"), text, "lm_eval.model_args")
+
+
+def check_quantizer(campaign: Campaign, found: Collector) -> None:
+    """The interpreter that has llmcompressor, where a variant is still to be made with it."""
+    python = campaign.config.quantize_python
+    made = [v for v in campaign.graph.variants_of("quantize") if not _is_made(campaign, v)]
+    if not made or Path(python).exists():
+        return
+    text = (
+        f"`quantize_python` is {python!r}, which does not exist, and {', '.join(sorted(made))} is made with it. "
+        "`make env` creates it in the workflow's folder; or name an interpreter that has llmcompressor."
+    )
+    if "quantize_python" in campaign.config.model_fields_set:
+        found.add(campaign.sources.place(("quantize_python",)), text, "quantize_python")
+    else:  # it may be there where jobs run, or another campaign's variant in a shared cache
+        campaign.warn(text)
+
+
+def _is_made(campaign: Campaign, variant: str) -> bool:
+    return (Path(campaign.config.results) / "models" / variant / "manifest.json").is_file()
 
 
 def _check_calibration(campaign: Campaign, name: str, precision: PrecisionEntry, found: Collector) -> None:
@@ -302,7 +361,7 @@ def check_row(campaign: Campaign, row: Deployment, found: Collector) -> Deployme
         found.add(place, f"engine {row.engine} would not load it: {text}.", "tensor_parallel")
     _check_environment(campaign, row, found)
     engine = campaign.engine(row.engine)
-    if engine.kind not in OPTIONS and not engine.lm_eval.get("model"):  # what is served over HTTP needs no entry of it
+    if engine.kind not in SERVED and not engine.lm_eval.get("model"):  # what is served over HTTP needs no entry of it
         file = campaign.catalogue.file("engines")
         text = f"`engine` {row.engine!r} says in {file} nothing of how accuracy is evaluated (`lm_eval: {{model: …}}`)."
         found.add(place, text, "engine")

@@ -5,14 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
 from moecap.engines.server.settings import RemoteOptions, ServerOptions
 from moecap.schema import Strict
 
 Parallelism = Literal["tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"]
-#: Kinds whose `options` are data alone; those of the others are read by the engine's own file.
-OPTIONS: dict[str, type[BaseModel]] = {"server": ServerOptions, "remote": RemoteOptions}
+#: Kinds that are asked over HTTP.
+SERVED = ("server", "remote")
+
+
+class VllmOptions(Strict):
+    """What an entry of kind ``vllm`` may set."""
+
+    engine_args: dict[str, Any] = Field(default={}, description="handed to vLLM's EngineArgs as they are")
+    env: dict[str, str | int | float | bool] = Field(default={}, description="environment variables that vLLM reads")
+    multiprocessing: bool = Field(default=False, description="the engine in a process of its own")
+    prefix_caching: bool = False
+
+
+class LoadOptions(Strict):
+    """Arguments of Transformers' ``from_pretrained``."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    experts_implementation: str | None = None
+    attn_implementation: str | None = None
+
+
+class TransformersOptions(LoadOptions):
+    """What an entry of kind ``transformers`` may set."""
+
+    device_map: str | dict[str, Any] | None = None
+
+
+class AccelerateOptions(LoadOptions):
+    """What an entry of kind ``accelerate`` may set."""
+
+    engine_args: dict[str, Any] = Field(default={}, description="which weights lie elsewhere, in vLLM's words")
+
+
+#: What the `options` of each kind may be; a kind that is added without a model of its own checks its options itself.
+OPTIONS: dict[str, type[BaseModel]] = {
+    "server": ServerOptions, "remote": RemoteOptions, "vllm": VllmOptions, "transformers": TransformersOptions,
+    "accelerate": AccelerateOptions,
+}  # fmt: skip
 
 
 class Way(Strict):
@@ -67,12 +103,6 @@ class EngineEntry(Strict):
     source: str | None = Field(default=None, description="documentation that a command was taken from")
     tried: bool = Field(default=True, description="false: a template, which was never run with the engine itself")
     capabilities: Capabilities
-
-    @model_validator(mode="after")
-    def _options(self) -> EngineEntry:
-        if self.kind in OPTIONS:
-            OPTIONS[self.kind].model_validate(self.options)
-        return self
 
     def for_performance(self) -> dict[str, Any]:
         """What a timed run depends on: not the container's name, nor how accuracy is evaluated."""

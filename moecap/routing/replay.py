@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moecap.engines.catalogue import OPTIONS
+from moecap.engines.catalogue import SERVED
 from moecap.engines.tokens import sequence_hash
 from moecap.engines.transformers.replay import TransformersBackend
 from moecap.engines.vllm.replay import OWN_ARGUMENTS, VllmBackend, VllmRoutedExpertsBackend
@@ -184,7 +184,7 @@ def run_job(
     """
     engine = replay_params["engine"]
     # What a server is started with, or where an endpoint lies, is nothing that loads a model in this process.
-    options = {} if engine["kind"] in OPTIONS else dict(engine.get("options") or {})
+    options = {} if engine["kind"] in SERVED else dict(engine.get("options") or {})
     os.environ.update({key: str(value) for key, value in (options.get("env") or {}).items()})
     if threads and engine.get("device") == "cpu":
         os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow.compute as pc
@@ -382,6 +383,13 @@ def test_a_disturbed_run_is_timed_once_more_and_says_what_it_was(tmp_path, monke
     assert [p["disturbed"] for p in points] == [False, False, False, True]
     assert [p["cpu_steal_share"] for p in points] == [0, 0, 0, 0]
     assert [line for line in said if "disturbed, 30% of the CPU time went to other processes" in line]
+
+
+def test_load_on_this_machine_says_nothing_of_an_endpoint_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(performance.machine_load, "window", Others())  # asked once, it would fail
+    elsewhere = replace(SPEC, device="remote")
+    result = go(tmp_path, [Point("a", 1)], elsewhere, energy=lambda device: no_window())
+    assert all(p["disturbed"] is None and p["external_cpu_share"] is None for p in result.points.to_pylist())
 
 
 def test_points_of_before_others_were_looked_at_are_kept_and_say_nothing_of_them(tmp_path):

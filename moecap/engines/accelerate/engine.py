@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from moecap.engines.base import EngineSpec, library_versions
-from moecap.engines.transformers.engine import OPTIONS, TransformersEngine
+from moecap.engines.catalogue import AccelerateOptions
+from moecap.engines.transformers.engine import TransformersEngine
 from moecap.engines.transformers.routers import layer_of
 from moecap.errors import MoecapError, PermanentError
 from moecap.model.offload import read_arguments
@@ -31,7 +32,7 @@ PLACES = {"dram": "cpu", "ssd": "disk"}
 class AccelerateEngine(TransformersEngine):
     """A causal language model in static batches, parts of it fetched when they are needed."""
 
-    options = (*(option for option in OPTIONS if option != "device_map"), "engine_args")
+    options = tuple(AccelerateOptions.model_fields)
 
     def __init__(self, spec: EngineSpec) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None

@@ -30,16 +30,15 @@ from moecap.engines.base import (
     library_versions,
     no_window,
 )
+from moecap.engines.catalogue import TransformersOptions
 from moecap.errors import PermanentError
-
-OPTIONS = ("dtype", "experts_implementation", "attn_implementation", "device_map")
 
 
 class TransformersEngine(Engine):
     """A causal language model of Transformers with greedy decoding in static batches."""
 
     #: Keys of the entry's `options`.
-    options: tuple[str, ...] = OPTIONS
+    options: tuple[str, ...] = tuple(TransformersOptions.model_fields)
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)

@@ -37,6 +37,7 @@ from moecap.engines.base import (
     library_versions,
     no_window,
 )
+from moecap.engines.catalogue import VllmOptions
 from moecap.engines.vllm.multinode import over_nodes
 from moecap.errors import MoecapError, PermanentError
 from moecap.model.offload import read_arguments
@@ -53,7 +54,7 @@ class VllmEngine(Engine):
         self._ranks = ExitStack()  # this engine's processes on other nodes
         self._serial = 0
         options = dict(spec.options)
-        unknown = set(options) - {"engine_args", "env", "multiprocessing", "prefix_caching"}
+        unknown = set(options) - set(VllmOptions.model_fields)
         if unknown:
             raise PermanentError(f"Engine {spec.name}: unknown option {sorted(unknown)[0]!r} in the catalogue.")
         self._folder: Path | None = Path(tempfile.mkdtemp(prefix="moecap-schedule-"))
