@@ -163,7 +163,7 @@ def test_bytes_are_measured_of_bf16_models_that_the_workflow_trains_unless_asked
     assert measured(measured_bytes="all") == [*measured(), "results/bytes/olmoe-1b-7b/bf16.parquet"]
     assert measured(measured_bytes="none") == []
     assert "measured_bytes" in refused({"measured_bytes": "some"})
-    table, planner, *replays = Campaign(given).params.report()["tables"]
+    table, _plan, planner, *replays = Campaign(given).params.report()["tables"]
     assert planner["path"] == "results/planner/cross_check.parquet"
     assert table["path"] == measured()[0]
     pytest.importorskip("torch")
