@@ -45,7 +45,7 @@ def deployment_power(
         return Draw(measured_w, "nvml", "gpu", measured_w, "verified")
     if source == "rapl" and kind == "gpu" and gpu_w is not None:
         return Draw(measured_w + gpu_w, "rapl + estimated gpu", "gpu, cpu, dram", gpu_w, estimate.status)
-    if source in ("estimate", "estimated"):
+    if source == "estimated":
         return Draw(measured_w, "estimated", estimate.covers, gpu_w, estimate.status)
     if source == "given":  # how much of it the GPUs draw is not known
         return Draw(measured_w, source, "everything", None, "assumption")

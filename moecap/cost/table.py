@@ -93,7 +93,7 @@ def _point_cost(
     machine: Mapping[str, Any] | None,
     bought: Purchase,
 ) -> dict[str, Any]:
-    measured = point.get("energy_source") not in (None, "estimated", "estimate")
+    measured = point.get("energy_source") not in (None, "estimated")
     row = deployment_cost(
         system,
         devices,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from moecap.hardware.catalogue import Hardware, Speeds
+from moecap.metrics.routing_analysis import expected_unique
 from moecap.model.recipes import resolve_precision
 from moecap.plan.names import hardware_entry, precision_entry
 from moecap.plan.points import KernelPoint
@@ -86,11 +87,10 @@ def kernels_of(points: Iterable[KernelPoint], hardware: Hardware) -> list[Kernel
         speeds = hardware.find(name).speeds if name else None
         if name is None or precision is None or speeds is None:
             continue
-        share = point.top_k / point.experts
         reached = (
             min(point.tokens * point.top_k, point.experts)
             if point.routing == "balanced"
-            else point.experts * (1 - (1 - share) ** point.tokens)
+            else float(expected_unique(point.tokens, point.experts, point.top_k))
         )
         size = _expert_bytes(precision, point.hidden_size, point.expert_width) / point.tp
         found.append(Kernel(point, name, speeds, stored_format(precision), size, reached / point.ep))

@@ -51,7 +51,7 @@ def read(file: File) -> Iterator[Point]:
             tpot_s=number(row, "tpot_s"),
             e2e_s=number(row, "e2e_s"),
             output_tokens_per_s=number(row, "output_tokens_per_s"),
-            power_w=number(row, "power_w") if row.get("energy_source") == "measured" else None,
+            power_w=number(row, "power_w") if row.get("energy_source") == "nvml" else None,  # of the devices alone
         )
 
 
