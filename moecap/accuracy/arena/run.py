@@ -1,0 +1,275 @@
+"""A deployment's answers against a baseline's: games, what judging them may cost, verdicts, the score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moecap.accuracy.arena.answers import question_id, read_answers
+from moecap.accuracy.arena.judge import Ask, judge_games
+from moecap.accuracy.arena.kept import Kept
+from moecap.accuracy.arena.score import Game, Score, score, style_of
+from moecap.accuracy.arena.settings import Judge, Judging
+from moecap.accuracy.arena.verdicts import Prompts, read_prompts
+from moecap.errors import MoecapError, PermanentError
+
+log = logging.getLogger(__name__)
+
+
+def _field(name: str, kind: Any, meaning: str, unit: str = "") -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning, **({"unit": unit} if unit else {})})
+
+
+_F, _I, _S = pa.float64(), pa.int64(), pa.string()
+JUDGED_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, _S) for name in ("model", "precision", "engine", "dataset")),
+        _field("metric", _S, "win rate against the baseline, by whose rules"),
+        _field("accuracy", _F, "win rate against the baseline; null: not judged", "1"),
+        _field("accuracy_low", _F, "end of the interval as the benchmark publishes it", "1"),
+        _field("accuracy_high", _F, "end of the interval as the benchmark publishes it", "1"),
+        _field("accuracy_stderr", _F, "standard deviation of 100 bootstrap rounds that draw whole questions", "1"),
+        _field("accuracy_n", _I, "questions with a verdict that counts"),
+        _field("accuracy_failed", _I, "questions without a response of the deployment; not judged"),
+        _field("by_question_low", _F, "2.5th percentile of rounds that draw whole questions", "1"),
+        _field("by_question_high", _F, "97.5th percentile of rounds that draw whole questions", "1"),
+        _field("style_controlled", _F, "win rate at equal length and markup", "1"),
+        _field("style_controlled_low", _F, "", "1"),
+        _field("style_controlled_high", _F, "", "1"),
+        _field("answer_tokens", _F, "mean length of the deployment's answers, by its own tokenizer", "tokens"),
+        _field("baseline_tokens", _F, "mean length of the baseline's answers, by the same tokenizer", "tokens"),
+        _field("answers_cut", _I, "answers of the deployment that reached the limit of tokens"),
+        _field("answers_empty", _I, "answers of the deployment that are empty; judged as they are"),
+        _field("battles", _I, "battles that the win rate is fitted to"),
+        *(
+            _field(f"games_{name}", _I, meaning)
+            for name, meaning in {
+                "verdict": "games with a verdict",
+                "missing": "games whose judgment has no label",
+                "unknown": "games whose label is none of the five",
+                "contradictory": "games whose judgment has several labels",
+                "cut": "games whose judgment reached the limit of tokens",
+                "refused": "games that the judge refused",
+                "unjudged": "games for which the judge could not be had",
+            }.items()
+        ),
+        _field("rate_limited", _I, "times that the judge answered 429 in this run"),
+        _field("judge_prompt_tokens", _I, "as the judge counted; null: it does not say", "tokens"),
+        _field("judge_output_tokens", _I, "as the judge counted; null: it does not say", "tokens"),
+        _field("judge_usd", _F, "cost of all judgments that count here, also those kept from before", "USD"),
+        _field("judge_usd_at_most", _F, "estimated before judging: every judgment at its limit of tokens", "USD"),
+        _field("judge", _S, "JSON: model, address, temperature, limit"),
+        _field("baseline", _S, "the model whose answers are compared with, and the hash of their file"),
+        _field("prompts", _S, "JSON: whose prompts they are, and the text of both"),
+        _field("note", _S, "why there is no score"),
+    ]
+)
+GAMES_SCHEMA = pa.schema(
+    [
+        pa.field("question", _S),
+        _field("order", pa.int8(), "0: the baseline's answer was shown first, 1: the deployment's"),
+        pa.field("verdict", _S),
+        _field("outcome", _S, "verdict, missing, unknown, contradictory, cut, refused; null: not judged"),
+        _field("text", _S, "what the judge wrote"),
+        pa.field("prompt_tokens", _I),
+        pa.field("output_tokens", _I),
+    ]
+)
+
+NO_JUDGE = (
+    "not judged: the config names no `judge` (model and url), so that there is no win rate. The answers are kept; "
+    "with a judge they are judged without the model."
+)
+
+
+def skipped(why: str = NO_JUDGE) -> tuple[dict[str, Any], pa.Table]:
+    """What stands for a score where nobody judges."""
+    return {"note": why}, GAMES_SCHEMA.empty_table()
+
+
+def judge_answers(
+    samples: Sequence[Mapping[str, Any]],
+    judging: Judging,
+    judge: Judge,
+    baseline_file: str | Path,
+    kept: Kept,
+    count_tokens: Callable[[str], int],
+    tell: Callable[[str], None] = log.info,
+    **client: Any,
+) -> tuple[dict[str, Any], pa.Table]:
+    """Judge a deployment's answers and score them.
+
+    Args:
+        samples: rows of a table of answers: ``doc`` (JSON of the question as the benchmark has it), ``prompt``,
+            ``response`` (None: none came) and ``cut``.
+        judging, judge: as in the dataset's entry and the config.
+        baseline_file: the baseline's answers.
+        kept: judgments from before; new ones are added at once.
+        count_tokens: of a text.
+        client: for :func:`moecap.accuracy.arena.judge.judge_games`.
+
+    Returns:
+        (row of JUDGED_SCHEMA without what it is keyed by, table of GAMES_SCHEMA).
+
+    Raises:
+        PermanentError: the baseline lacks a question, the budget would not do, the judge refuses key or model.
+        MoecapError: the judge could not be had for some games: start again, and they alone are asked for.
+    """
+    prompts = read_prompts(judge.prompts)
+    questions = [(_id(row), row) for row in samples if _wanted(row, judging.category)]
+    baseline = read_answers(baseline_file, judging.baseline)
+    if lacking := [key for key, _ in questions if key not in baseline]:
+        raise PermanentError(
+            f"{baseline_file} has no answer to {len(lacking)} of {len(questions)} questions "
+            f"({', '.join(lacking[:3])} …)."
+        )
+    if len({key for key, _ in questions}) != len(questions):
+        raise PermanentError("the questions have an id twice; each is judged once. Check `data_files` of the dataset.")
+    answered = [(key, row) for key, row in questions if row["response"] is not None]
+    asks = [ask for key, row in answered for ask in _asks(key, row, baseline[key], prompts)]
+    lengths = {key: (count_tokens(row["response"]), count_tokens(baseline[key])) for key, row in answered}
+    estimate = _estimate([a for a in asks if a.key(judge) not in kept.records], judge, count_tokens)
+    tell(estimate["text"])
+    if judge.budget_usd is not None and (estimate["usd"] is None or estimate["usd"] > judge.budget_usd):
+        at_most = (
+            "an unknown amount (`judge.price` is missing)" if estimate["usd"] is None else f"${estimate['usd']:.2f}"
+        )
+        raise PermanentError(f"Judging may cost {at_most}, and `judge.budget_usd` is {judge.budget_usd}.")
+    records, tally = judge_games(asks, judge, kept, tell=tell, **client)
+    games: list[dict[str, Any]] = [
+        {"question": a.question, "order": a.order, **{k: (r or {}).get(k) for k in GAMES_SCHEMA.names[2:]}}
+        for a, r in zip(asks, records, strict=True)
+    ]
+    if tally.gave_up:
+        raise MoecapError(
+            f"{tally.gave_up} of {len(asks)} games could not be judged by {judge.model} ({tally.rate_limited} times a "
+            f"rate limit, {tally.errors} errors). Start again: what was judged is kept, the rest is asked for."
+        )
+    found = score(
+        [Game(g["question"], g["order"], g["verdict"]) for g in games if g["verdict"]],
+        judging.version,
+        strong=judging.strong,
+        styles={
+            key: (style_of(row["response"], lengths[key][0]), style_of(baseline[key], lengths[key][1]))
+            for key, row in answered
+        },
+    )
+    outcomes = Counter(g["outcome"] or "unjudged" for g in games)
+    cost = _cost(games, judge)
+    tell(
+        f"{judge.model}: {outcomes['verdict']} verdicts of {len(games)} games"
+        + ("" if cost["judge_usd"] is None else f", ${cost['judge_usd']:.2f}")
+    )
+    row = {
+        "metric": f"win_rate,{judging.version}",
+        **_figures(found),
+        "accuracy_failed": len(questions) - len(answered),
+        "answer_tokens": _mean([own for own, _ in lengths.values()]),
+        "baseline_tokens": _mean([other for _, other in lengths.values()]),
+        "answers_cut": _count(answered, "cut"),
+        "answers_empty": sum(not row["response"].strip() for _, row in answered),
+        **{f"games_{name.removeprefix('games_')}": outcomes[name.removeprefix("games_")] for name in JUDGED_SCHEMA.names
+           if name.startswith("games_")},
+        "rate_limited": tally.rate_limited,
+        **cost,
+        "judge_usd_at_most": estimate["usd"],
+        "judge": json.dumps(judge.decides(), sort_keys=True),
+        "baseline": f"{judging.baseline}, sha256 {hashlib.sha256(Path(baseline_file).read_bytes()).hexdigest()}",
+        "prompts": json.dumps(asdict(prompts), sort_keys=True),
+        "note": None if found else "no game has a verdict that counts",
+    }  # fmt: skip
+    return row, pa.Table.from_pylist(games, schema=GAMES_SCHEMA)
+
+
+def _figures(found: Score | None) -> dict[str, Any]:
+    if found is None:
+        return {"accuracy_n": 0, "battles": 0}
+    row = {
+        "accuracy": found.rate.value,
+        "accuracy_low": min(found.rate.low, found.rate.value),
+        "accuracy_high": max(found.rate.high, found.rate.value),
+        "accuracy_stderr": found.by_question.stderr,
+        "accuracy_n": found.questions,
+        "battles": found.battles,
+        "by_question_low": found.by_question.low,
+        "by_question_high": found.by_question.high,
+    }
+    if found.styled is not None:
+        row |= {"style_controlled": found.styled.value}
+        row |= {f"style_controlled_{end}": getattr(found.styled, end) for end in ("low", "high")}
+    return row
+
+
+def _document(row: Mapping[str, Any]) -> dict[str, Any]:
+    document = json.loads(row["doc"]) if row.get("doc") else {}
+    return document if isinstance(document, dict) else {}
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    found = question_id(_document(row))
+    if found is None:
+        raise PermanentError("a question has neither `uid` nor `question_id`: it is not in the benchmark's form.")
+    return found
+
+
+def _wanted(row: Mapping[str, Any], category: str | None) -> bool:
+    return category is None or _document(row).get("category") == category
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    """The question itself, without a chat template."""
+    document = _document(row)
+    return str(document["prompt"] if "prompt" in document else document["turns"][0]["content"])
+
+
+def _asks(key: str, row: Mapping[str, Any], baseline: str, prompts: Prompts) -> list[Ask]:
+    question, own = _question(row), row["response"]
+    return [
+        Ask(key, 0, prompts.messages(question, baseline, own)),
+        Ask(key, 1, prompts.messages(question, own, baseline)),
+    ]
+
+
+def _estimate(asks: Sequence[Ask], judge: Judge, count_tokens: Callable[[str], int]) -> dict[str, Any]:
+    """What is still to be judged, and the most that it may cost: every judgment at its limit."""
+    prompt = sum(count_tokens(message["content"]) for ask in asks for message in ask.messages)
+    output = len(asks) * judge.max_tokens
+    usd = None
+    if judge.price is not None:
+        usd = (
+            prompt * judge.price.usd_per_million_input_tokens + output * judge.price.usd_per_million_output_tokens
+        ) / 1e6
+    shown = "cost unknown: `judge.price` is missing" if usd is None else f"at most ${usd:.2f}"
+    text = f"to be judged by {judge.model}: {len(asks)} games, about {prompt:,} tokens of prompts (by the deployment's "
+    return {"usd": usd, "text": f"{text}tokenizer) and at most {output:,} of judgments; {shown}"}
+
+
+def _cost(games: Sequence[Mapping[str, Any]], judge: Judge) -> dict[str, Any]:
+    """Tokens and cost as the judge counted them; null where it left out any."""
+    totals: dict[str, Any] = {}
+    for name in ("prompt_tokens", "output_tokens"):
+        counts = [g[name] for g in games if g["outcome"] is not None]
+        totals[name] = None if None in counts else sum(counts)
+    usd, price = None, judge.price
+    if price is not None and None not in totals.values():
+        usd = totals["prompt_tokens"] * price.usd_per_million_input_tokens
+        usd = (usd + totals["output_tokens"] * price.usd_per_million_output_tokens) / 1e6
+    return {**{f"judge_{name}": value for name, value in totals.items()}, "judge_usd": usd}
+
+
+def _mean(values: Sequence[int]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _count(answered: Sequence[tuple[str, Mapping[str, Any]]], key: str) -> int | None:
+    """How many answers are marked so; null where nobody knows of some."""
+    marks = [row.get(key) for _, row in answered]
+    return None if None in marks else sum(map(bool, marks))
