@@ -33,6 +33,10 @@ _PATTERNS = {
     # Accuracy does not depend on the number of devices; `settings` is the hash of all that it does depend on.
     "accuracy": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.parquet",
     "samples": "accuracy/{model}/{precision}/{engine}/{dataset}-{settings}.samples.parquet",
+    # Answers to open questions, as a judge compared them with a baseline's; each judgment is kept in the spool.
+    "judged": "judged/{model}/{precision}/{engine}/{dataset}-{settings}.parquet",
+    "games": "judged/{model}/{precision}/{engine}/{dataset}-{settings}.games.parquet",
+    "judgments": "spool/judgments/{model}/{precision}/{engine}/{dataset}.jsonl",
     # The spool is not declared to Snakemake: it outlives failed jobs. One entry per measured point,
     # and the answers of every evaluation.
     "spool": "spool",

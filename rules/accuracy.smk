@@ -26,3 +26,27 @@ rule evaluate:
         code=code("accuracy.py"),
     script:
         "../scripts/accuracy.py"
+
+
+# Answers to open questions against a baseline's, by a judge over the network: no engine is loaded.
+rule judge:
+    input:
+        manifest=paths.manifest,
+        samples=paths.samples,
+    output:
+        judged=paths.judged,
+        games=paths.games,
+    log:
+        f"{paths.log}/judge/{{model}}/{{precision}}/{{engine}}/{{dataset}}-{{settings}}.log",
+    benchmark:
+        f"{paths.benchmark}/judge/{{model}}/{{precision}}/{{engine}}/{{dataset}}-{{settings}}.tsv"
+    wildcard_constraints:
+        dataset="[^/]+",
+        settings="[0-9a-f]{8}",
+    conda:
+        f"../envs/{graph.conda_environment}.yaml"
+    params:
+        judge=lambda wc: campaign.params.judge(**wc),
+        code=code("judge.py"),
+    script:
+        "../scripts/judge.py"

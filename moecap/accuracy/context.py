@@ -40,6 +40,10 @@ def needed_tokens(
     for task in tasks.values():
         prompts: list[str] = []
         answers: list[str] = []
+        if task.config.output_type == "loglikelihood_rolling":  # whole texts: a shorter window is another perplexity
+            prompts = [str(task.doc_to_target(doc)) for doc in islice(task.eval_docs, limit)]
+            longest = max(longest, max((len(ids) for ids in tokenize(prompts)), default=0))
+            continue
         for doc in islice(task.eval_docs, limit):
             context = task.fewshot_context(
                 doc,

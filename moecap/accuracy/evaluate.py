@@ -12,9 +12,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,29 @@ import pyarrow as pa
 
 from moecap.accuracy.answers import SLICE, AnswerSpool, KeepingLM
 from moecap.accuracy.context import context_tokens
+from moecap.accuracy.counting import samples_of, score
+from moecap.accuracy.served import SERVED, TRIES, cannot_score, load_served, version_of
 from moecap.accuracy.tasks import BUILDERS, Folder, check_scoring, check_task, known_tasks, lm_eval_tasks, own_file
 from moecap.columns.accuracy import ACCURACY, ANSWER, EVALUATION
 from moecap.columns.base import schema
 from moecap.columns.deployment import DEPLOYMENT, POINT
 from moecap.engines.base import library_versions as engine_versions
 from moecap.engines.vllm.multinode import over_nodes
-from moecap.errors import MoecapError, nearest
+from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.paths import PROJECT_TASKS, task_layers
 from moecap.provenance import library_versions
 
 log = logging.getLogger(__name__)
 
 ROW_SCHEMA = schema(
-    "model precision engine dataset metric accuracy accuracy_stderr accuracy_n accuracy_failed accuracy_degenerate "
-    "settings task_hash lm_eval_version engine_version",
+    "model precision engine dataset metric accuracy accuracy_stderr accuracy_n accuracy_failed accuracy_empty "
+    "accuracy_cut accuracy_unparsed accuracy_degenerate perplexity perplexity_stderr metrics settings task_hash "
+    "lm_eval_version engine_version",
     *(DEPLOYMENT, POINT, ACCURACY, EVALUATION),
 )
-SAMPLES_SCHEMA = schema("task doc_id prompt target response loglikelihoods score degenerate failed", ANSWER)
+SAMPLES_SCHEMA = schema(
+    "task doc_id prompt target response loglikelihoods score degenerate failed cut unparsed doc", ANSWER
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks
@@ -145,82 +151,6 @@ def _with_local_data(name: str, entry: Any, data_files: Mapping[str, str]) -> di
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Counting
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def is_degenerate(text: str) -> bool:
-    """Whether an answer is empty, blank, or one character four times or more: the marks of a broken model.
-
-    >>> [is_degenerate(t) for t in ("", " ", "0000000", "111", "42")]
-    [True, True, True, False, False]
-    """
-    bare = text.strip()
-    return not bare or (len(bare) >= 4 and len(set(bare)) == 1)
-
-
-def score(values: Iterable[float | None], attempted: int) -> tuple[float, float | None]:
-    """(accuracy, its standard error) over all ``attempted`` questions; None, or a value that is not there, is wrong.
-
-    The standard error is the sample standard deviation over √n, as in lm-eval; None for fewer than two questions.
-    """
-    given = [0.0 if value is None else float(value) for value in values]
-    if attempted < max(1, len(given)):
-        raise ValueError(f"{len(given)} scores for {attempted} questions")
-    padded = given + [0.0] * (attempted - len(given))
-    mean = math.fsum(padded) / attempted
-    if attempted < 2:
-        return mean, None
-    variance = math.fsum((value - mean) ** 2 for value in padded) / (attempted - 1)
-    return mean, math.sqrt(variance / attempted)
-
-
-def _samples(results: Mapping[str, Any], metric: str, filter_name: str) -> list[dict[str, Any]]:
-    """One row of SAMPLES_SCHEMA per question, out of lm-eval's logged samples."""
-    rows = []
-    for task, logged in results["samples"].items():
-        choices = results["configs"][task]["output_type"] == "multiple_choice"
-        for sample in logged:
-            if sample["filter"] != filter_name:
-                continue
-            value = sample.get(metric)
-            responses = [_first(r) for r in sample["resps"]]
-            failed = value is None or any(r is None for r in responses)
-            row = {
-                "task": task,
-                "doc_id": sample["doc_id"],
-                "score": None if failed else float(value),
-                "failed": failed,
-            }
-            if choices:
-                texts = [arguments[1] for arguments in sample["arguments"]]
-                likelihoods = None if failed else [float(r[0]) for r in responses]
-                best = None if likelihoods is None else max(range(len(texts)), key=likelihoods.__getitem__)
-                target = sample["target"]
-                row |= {
-                    "target": texts[target] if isinstance(target, int) else str(target),
-                    "response": None if best is None else texts[best],
-                    "loglikelihoods": likelihoods,
-                    "degenerate": False,
-                }
-            else:
-                text = responses[0]
-                row |= {
-                    "target": str(sample["target"]),
-                    "response": text,
-                    "loglikelihoods": None,
-                    "degenerate": not failed and not value and is_degenerate(text),
-                }
-            row["prompt"] = sample["arguments"][0][0]
-            rows.append(row)
-    return rows
-
-
-def _first(response: Any) -> Any:
-    return response[0] if isinstance(response, list) and response else response
-
-
 def task_hash(configs: Mapping[str, Any], data_files: Mapping[str, str] | None = None) -> str:
     """Hash of everything that a task is: prompts, metric, splits, and the bytes of local data; no path is in it."""
     plain = {}
@@ -269,6 +199,8 @@ def model_arguments(
     arguments = {"pretrained": os.fspath(model_dir), "trust_remote_code": trust_remote_code}
     arguments |= entry.get("model_args") or {}
     batch_size = arguments.pop("batch_size", "auto")
+    if entry["model"] in SERVED:
+        return entry["model"], arguments, 1  # how many are asked at a time is `num_concurrent`
     if entry["model"] == "vllm":
         shards = {"tensor_parallel_size": tensor_parallel, "pipeline_parallel_size": pipeline_parallel}
         arguments = {"seed": seed, **shards, "enable_prefix_caching": False} | arguments
@@ -338,9 +270,13 @@ def evaluate(
         MoecapError: no such task (before any model is loaded), no data, metric unknown to the task, or the engine
             could not load or serve the checkpoint.
     """
-    task = dataset["task"]
+    task, kind = dataset["task"], dataset.get("kind")
     metric, _, filter_name = str(dataset["metric"]).partition(",")
     filter_name = filter_name or "none"
+    if kind == "judged":  # by somebody else, afterwards
+        metric = "bypass"
+    if why := cannot_score(engine, kind or "", bool(dataset.get("chat_template"))):
+        raise PermanentError(f"The task {task!r} cannot be evaluated through this engine: {why}")
     if wrong := check_scoring(task, str(dataset["metric"]), dataset.get("kind"), task_dir):
         raise MoecapError(" ".join(f"`{key}` of the dataset with task {task!r}: {text}" for key, text in wrong))
     tasks = load_task(task, task_dir, data_files, limit)
@@ -366,11 +302,15 @@ def evaluate(
             "seed": seed,
             "libraries": {**engine_versions(), **library_versions("lm-eval")},
         }
+        if lm_name in SERVED:  # the port, and so the address, is another each time
+            facts = {key: engine.get(key) for key in ("kind", "options", "distribution")}
+            given["engine"] = {**facts, "version": version_of(engine, os.fspath(model_dir))}
         kept = AnswerSpool(spool, given)
-    if lm_name == "vllm" and not {"max_model_len", "max_length"} & set(lm_arguments):
+    room = {"vllm": "max_model_len", **dict.fromkeys(SERVED, "max_length")}.get(lm_name)
+    if room is not None and not {"max_model_len", "max_length"} & set(lm_arguments):
         chat = bool(dataset.get("chat_template"))
         context = context_tokens(model_dir, tasks["tasks"], limit=limit, chat=chat, trust=trust_remote_code)
-        lm_arguments |= {} if context is None else {"max_model_len": context}
+        lm_arguments |= {} if context is None else {room: context}
     settings = {
         "task": task,
         "limit": limit,
@@ -381,9 +321,25 @@ def evaluate(
         "seed": seed,
         "model_args": {k: v for k, v in lm_arguments.items() if k != "pretrained"},
     }
-    results = _run(lm_name, lm_arguments, tasks, settings, engine, kept)
+    load = partial(
+        _load_model,
+        lm_name,
+        lm_arguments,
+        batch_size,
+        served={
+            "engine": engine,
+            "seed": seed,
+            "prompts": _first_prompts(tasks["tasks"]),
+            "logprobs": kind in ("multiple_choice", "perplexity"),
+            "tensor_parallel": tensor_parallel,
+            "pipeline_parallel": pipeline_parallel,
+        },
+    )
+    results = _run(load, tasks, settings, engine, kept)
 
-    samples = pa.Table.from_pylist(_samples(results, metric, filter_name), schema=SAMPLES_SCHEMA)
+    tokenize = _tokenizer(model_dir, trust_remote_code) if kind != "multiple_choice" else None
+    rows = samples_of(results, None if kind == "judged" else metric, filter_name, tokenize)
+    samples = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
     if samples.num_rows == 0:
         filters = sorted({s["filter"] for logged in results["samples"].values() for s in logged})
         raise MoecapError(
@@ -392,26 +348,64 @@ def evaluate(
         )
     attempted = sum(results["n-samples"][name]["effective"] for name in tasks["tasks"])
     failed = attempted - samples.num_rows + sum(samples["failed"].to_pylist())
-    if failed:
-        accuracy, stderr = score(samples["score"].to_pylist(), attempted)
+    scores = results["groups"][task] if task in (results.get("groups") or {}) else results["results"][task]
+    value: float | None
+    if kind == "judged":
+        value, stderr = None, None
+    elif failed and kind != "perplexity":
+        value, stderr = score(samples["score"].to_pylist(), attempted)
     else:  # lm-eval's own figures: it knows how a group weighs its tasks
-        scores = results["groups"][task] if task in (results.get("groups") or {}) else results["results"][task]
-        accuracy, stderr = scores[f"{metric},{filter_name}"], scores[f"{metric}_stderr,{filter_name}"]
+        value, stderr = float(scores[f"{metric},{filter_name}"]), scores.get(f"{metric}_stderr,{filter_name}")
         stderr = stderr if isinstance(stderr, float) else None
+    if kind == "perplexity":
+        figures = {"perplexity": None if failed else value, "perplexity_stderr": stderr}
+    else:
+        figures = {"accuracy": value, "accuracy_stderr": stderr}
+    written = [row for row in rows if row.get("loglikelihoods") is None and not row["failed"]]
     versions = library_versions("lm-eval", "vllm", "transformers", "torch", "datasets")
     row = {
         "metric": f"{metric},{filter_name}",
-        "accuracy": float(accuracy),
-        "accuracy_stderr": stderr,
+        **figures,
         "accuracy_n": attempted,
         "accuracy_failed": failed,
+        "accuracy_empty": sum(not row["response"].strip() for row in written) if written else None,
+        "accuracy_cut": _count(row.get("cut") for row in written),
+        "accuracy_unparsed": _count(row.get("unparsed") for row in written),
+        "metrics": json.dumps({k: v for k, v in scores.items() if "," in k}, sort_keys=True, default=str),
         "accuracy_degenerate": sum(samples["degenerate"].to_pylist()),
         "settings": json.dumps(settings, sort_keys=True, default=str),
         "task_hash": task_hash({n: results["configs"][n] for n in tasks["tasks"]}, data_files),
         "lm_eval_version": versions.get("lm-eval"),
-        "engine_version": versions.get("vllm" if lm_name == "vllm" else "transformers"),
+        "engine_version": version_of(engine, os.fspath(model_dir))
+        if lm_name in SERVED
+        else versions.get("vllm" if lm_name == "vllm" else "transformers"),
     }
     return row, samples
+
+
+def _count(marks: Iterator[bool | None]) -> int | None:
+    """How many are marked so; null where nobody knows of some, or there are none."""
+    listed = list(marks)
+    return None if not listed or None in listed else sum(map(bool, listed))
+
+
+def _tokenizer(model_dir: str | os.PathLike[str], trust: bool) -> Any:
+    """Texts to token ids by the checkpoint's tokenizer; None where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(model_dir), trust_remote_code=trust)
+    except (OSError, ValueError):
+        return None
+    return lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _first_prompts(tasks: Mapping[str, Any]) -> list[str]:
+    """A few questions, to try a server with."""
+    task = next(iter(tasks.values()))
+    fewshot = int(task.config.num_fewshot or 0)
+    texts = [task.fewshot_context(doc, num_fewshot=fewshot) for doc in islice(task.eval_docs, TRIES)]
+    return [text for text in texts if isinstance(text, str) and text]
 
 
 def _set_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None, seed: int) -> None:
@@ -423,8 +417,7 @@ def _set_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None, seed: int) -
 
 
 def _run(
-    lm_name: str,
-    lm_arguments: dict[str, Any],
+    load: Callable[..., Any],
     tasks: dict[str, Any],
     settings: Mapping[str, Any],
     engine: Mapping[str, Any],
@@ -435,10 +428,10 @@ def _run(
     batch_size = settings["batch_size"]
     with _engine_environment(engine), ExitStack() as ranks:
         model = KeepingLM(
-            lambda: _load_model(lm_name, lm_arguments, batch_size, ranks),
+            lambda: load(ends=ranks),
             kept,
             # Whole batches; an engine that batches by itself needs more at a time to be kept busy.
-            SLICE if isinstance(batch_size, str) else 4 * batch_size,
+            SLICE if isinstance(batch_size, str) or settings["lm_eval_model"] in SERVED else 4 * batch_size,
         )
         results = lm_eval.evaluate(
             lm=model,
@@ -455,14 +448,18 @@ def _run(
     return results
 
 
-def _load_model(lm_name: str, arguments: dict[str, Any], batch_size: int | str, ranks: ExitStack) -> Any:
-    """lm-eval's model; what else has to run for it (a vLLM over several nodes) ends with ``ranks``."""
+def _load_model(
+    lm_name: str, arguments: dict[str, Any], batch_size: int | str, *, served: Mapping[str, Any], ends: ExitStack
+) -> Any:
+    """lm-eval's model; what else has to run for it (a server, a vLLM over several nodes) ends with ``ends``."""
+    if lm_name in SERVED:
+        return load_served(arguments=arguments, ends=ends, **served)
     from lm_eval.api.registry import get_model
 
     try:
         if lm_name == "vllm":
-            served = {"model" if k == "pretrained" else k: v for k, v in arguments.items()}
-            arguments = arguments | ranks.enter_context(over_nodes(served))
+            given = {"model" if k == "pretrained" else k: v for k, v in arguments.items()}
+            arguments = arguments | ends.enter_context(over_nodes(given))
         return get_model(lm_name).create_from_arg_obj(_loaded(lm_name, arguments), {"batch_size": batch_size})
     except Exception as error:
         raise MoecapError(

@@ -113,7 +113,12 @@ def _near(name: str, known: Iterable[str]) -> str:
 # -- what a task computes -------------------------------------------------------------------------------------------
 
 #: `kind` of a dataset -> lm-eval's `output_type`.
-OUTPUT_TYPES = {"generate": "generate_until", "multiple_choice": "multiple_choice"}
+OUTPUT_TYPES = {
+    "generate": "generate_until",
+    "multiple_choice": "multiple_choice",
+    "perplexity": "loglikelihood_rolling",
+    "judged": "generate_until",
+}
 #: Metrics of a task that lists none (lm-eval's DEFAULT_METRIC_REGISTRY), by output type.
 _DEFAULT_METRICS = {"generate_until": ("exact_match",), "multiple_choice": ("acc", "acc_norm")}
 #: lm-eval's metrics that are a mean over questions without saying so; others have an aggregation of their own.
@@ -241,6 +246,8 @@ def check_scoring(
         return []
     name, _, filter_name = metric.partition(",")
     filter_name = filter_name or "none"
+    if kind == "judged":
+        return _check_judged(facts, metric)
     if facts.kind == "tag":
         return [
             ("task", f"{task!r} is a tag of several tasks, for which lm-eval has no score together. Name one task.")
@@ -266,7 +273,9 @@ def check_scoring(
     if metrics and name not in metrics:
         text = f"{metric!r} asks for {name!r}, which task {task!r} does not compute. {nearest(name, metrics)}"
         wrong.append(("metric", text))
-    elif metrics and not _is_mean(metrics[name], leaf, name):
+    elif kind == "perplexity" and name not in PERPLEXITIES:
+        wrong.append(("metric", f"{name!r} is no perplexity. {nearest(name, PERPLEXITIES)}"))
+    elif metrics and kind != "perplexity" and not _is_mean(metrics[name], leaf, name):
         means = ", ".join(m for m, how in metrics.items() if how == "mean")
         text = (
             f"{name!r} of task {task!r} is no mean of one score per question (lm-eval's `aggregation`: "
@@ -285,6 +294,19 @@ def check_scoring(
         fits = next((k for k, o in OUTPUT_TYPES.items() if o == output), None)
         remedy = f"Its kind is {fits}." if fits else f"Tasks of output type {output} have no accuracy here."
         wrong.append(("kind", f"{kind!r} is not what task {task!r} asks ({output}). {remedy}"))
+    return wrong
+
+
+#: Corpus scores of texts whose likelihood is asked for.
+PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+def _check_judged(facts: TaskFacts, metric: str) -> list[tuple[str, str]]:
+    wrong = []
+    if metric != "win_rate":
+        wrong.append(("metric", f"{metric!r} is no metric of a judge; of kind judged it is win_rate."))
+    if facts.kind != "task" or facts.output_type != "generate_until" or "bypass" not in (facts.metrics or {}):
+        wrong.append(("task", f"{facts.name!r} is no task of written answers that lm-eval leaves unscored (`bypass`)."))
     return wrong
 
 

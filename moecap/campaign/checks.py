@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from moecap.accuracy.served import cannot_score
 from moecap.accuracy.tasks import check_data_files, check_scoring, check_task
 from moecap.campaign.catalogue import ModelEntry, PlannedRecipe, PrecisionEntry
 from moecap.campaign.config import ARCHIVE_SUFFIX
@@ -365,7 +366,23 @@ def check_row(campaign: Campaign, row: Deployment, found: Collector) -> Deployme
         file = campaign.catalogue.file("engines")
         text = f"`engine` {row.engine!r} says in {file} nothing of how accuracy is evaluated (`lm_eval: {{model: …}}`)."
         found.add(place, text, "engine")
+    _warn_of_scores(campaign, row, engine.for_accuracy())
     return row
+
+
+def _warn_of_scores(campaign: Campaign, row: Deployment, engine: Mapping[str, Any]) -> None:
+    """Datasets that will have no score: the rest of the row is measured all the same."""
+    for name in row.datasets:
+        dataset = campaign.dataset(name)
+        if why := cannot_score(engine, dataset.kind, dataset.chat_template):
+            campaign.warn(f"{row.deployment}: {name} cannot be evaluated through engine {row.engine}: {why}")
+        if dataset.judging is None:
+            continue
+        judge = campaign.config.judge
+        if judge is None:
+            campaign.warn(f"{name} is not judged: the config names no `judge`. Its answers are kept, without a score.")
+        elif name not in judge.baselines:
+            campaign.warn(f"{name} cannot be judged: `judge.baselines` names no file of answers for it.")
 
 
 def _check_environment(campaign: Campaign, row: Deployment, found: Collector) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from moecap.accuracy.arena.settings import Judge
 from moecap.campaign.plan_terms import Plan
 from moecap.cost.terms import Cost
 from moecap.schema import FilePath, Name, Strict, expand_path
@@ -77,6 +78,9 @@ class Config(Strict):
     seed: int = Field(default=1, ge=0, le=2**32 - 1)
     performance: Performance = Performance()
     accuracy: Accuracy = Accuracy()
+    judge: Judge | None = Field(
+        default=None, description="who judges answers to open questions (Arena-Hard); null: they are not judged"
+    )
     cost: Cost = Cost()
     cap: Cap = Cap()
     plan: Plan = Plan()

@@ -81,7 +81,7 @@ class Graph:
         return fill(self.paths.accuracy, **self._accuracy_wildcards(row, dataset))
 
     def accuracy_files(self, row: Deployment) -> list[str]:
-        return [self.accuracy_file(row, dataset) for dataset in row.datasets]
+        return [self._scored(self.accuracy_file(row, dataset)) for dataset in row.datasets]
 
     @cached_property
     def _accuracy_rows(self) -> dict[str, tuple[Deployment, str]]:
@@ -89,7 +89,14 @@ class Graph:
         return {self.accuracy_file(row, d): (row, d) for row in self.deployments.values() for d in row.datasets}
 
     def all_accuracy_files(self) -> list[str]:
-        return self._there(list(self._accuracy_rows))
+        """The files that have a row with an accuracy: of a judged dataset what the judge made of its answers."""
+        return self._there([self._scored(file) for file in self._accuracy_rows])
+
+    def _scored(self, file: str) -> str:
+        row, dataset = self._accuracy_rows[file]
+        if self.campaign.dataset(dataset).judging is None:
+            return file
+        return fill(self.paths.judged, **self._accuracy_wildcards(row, dataset))
 
     def accuracy_jobs(self) -> list[tuple[str, dict[str, str]]]:
         """Every accuracy file with its wildcards."""
@@ -236,7 +243,7 @@ class Graph:
 
     def sample_files(self) -> list[str]:
         suffix = ".parquet"
-        return [path.removesuffix(suffix) + ".samples.parquet" for path in self.all_accuracy_files()]
+        return [path.removesuffix(suffix) + ".samples.parquet" for path in self._there(list(self._accuracy_rows))]
 
     @property
     def hardware_files(self) -> list[str]:

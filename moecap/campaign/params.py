@@ -77,6 +77,16 @@ class Params:
         row, dataset = self.graph.accuracy_row(**wildcards)
         return {**self.graph.accuracy_settings(row, dataset), **_shards(row)}
 
+    def judge(self, **wildcards: str) -> dict[str, Any]:
+        """Who judges a dataset's answers, and against what; `judge` is null where nobody does."""
+        _, name = self.graph.accuracy_row(**wildcards)
+        judging, judge = self.campaign.dataset(name).judging, self.config.judge
+        return {
+            "judging": judging.model_dump(mode="json") if judging else None,
+            "judge": judge.model_dump(mode="json") if judge else None,
+            "trust_remote_code": wildcards["model"] in self.config.trust_remote_code,
+        }
+
     def machine(self, hardware: str) -> dict[str, Any]:
         """What to calibrate, and what the driver must say of the GPUs there: a job on another machine fails."""
         gpu = self.catalogue.hardware.find(hardware).gpu

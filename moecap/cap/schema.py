@@ -20,7 +20,9 @@ _LAYOUT = {
     "Status": """
         status origin schedule failure_stage failure_reason failure_log source
         printed_class printed_hardware_usd printed_note""",
-    "Accuracy": "accuracy± accuracy_stderr accuracy_n accuracy_metric",
+    "Accuracy": """
+        accuracy± accuracy_stderr accuracy_n accuracy_metric accuracy_failed accuracy_empty accuracy_cut
+        accuracy_unparsed perplexity perplexity_stderr""",
     "Performance": """
         ttft_s± tpot_s± itl_s± output_tokens_per_s± total_tokens_per_s± e2e_s±
         ttft_s_p50 ttft_s_p90 ttft_s_p99 tpot_s_p50 tpot_s_p90 tpot_s_p99 itl_s_p50 itl_s_p90 itl_s_p99

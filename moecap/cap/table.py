@@ -192,6 +192,10 @@ def _accuracy(row: Row, rows: Sequence[Row]) -> Row:
         "accuracy_stderr": stderr,
         "accuracy_n": n,
         "accuracy_metric": score.get("accuracy_metric") or score.get("metric"),
+        **{
+            name: score.get(name) for name in ("accuracy_failed", "accuracy_empty", "accuracy_cut", "accuracy_unparsed")
+        },
+        **{name: score.get(name) for name in ("perplexity", "perplexity_stderr")},
         **({"source": score["source"]} if score.get("source") else {}),
     }
 

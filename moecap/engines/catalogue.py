@@ -110,8 +110,11 @@ class EngineEntry(Strict):
         return self.model_dump(mode="json", include=keys)
 
     def for_accuracy(self) -> dict[str, Any]:
-        """What an accuracy result depends on."""
-        return self.model_dump(mode="json", include={"kind", "device", "lm_eval"})
+        """What an accuracy result depends on; of what is asked over HTTP also how it is started and asked."""
+        keys = {"kind", "device", "lm_eval"}
+        if self.kind in OPTIONS:
+            keys |= {"options", "environment", "distribution", "timeouts"}
+        return self.model_dump(mode="json", include=keys)
 
 
 def known_mismatch(capabilities: Capabilities, config: Mapping[str, Any]) -> Mismatch | None:

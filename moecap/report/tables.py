@@ -185,6 +185,10 @@ def _differing_class(row: Row) -> str:
     return f"by purchase: {other}" if other and other != row["cap_class"] else ""
 
 
+#: What came in place of a proper answer: columns `accuracy_…` of the CAP table.
+_IMPROPER = ("failed", "empty", "cut", "unparsed")
+
+
 def accuracy_table(rows: Sequence[Row], reference: str | None, pairs: Pairs | None = None) -> View:
     """One row per model × precision × engine × dataset, with the difference to the reference deployment."""
     anchor_of = anchors_of(rows, reference)
@@ -198,6 +202,7 @@ def accuracy_table(rows: Sequence[Row], reference: str | None, pairs: Pairs | No
         _head("accuracy", "accuracy"),
         _head("accuracy_stderr", "standard error", "points"),
         _head("accuracy_n", "n"),
+        *(_head(f"accuracy_{what}", what, first="ascending") for what in _IMPROPER),
         Head("against the reference", "points", "", True, "descending"),
     ]
     body = []
@@ -217,6 +222,7 @@ def accuracy_table(rows: Sequence[Row], reference: str | None, pairs: Pairs | No
                 _interval(r, "accuracy", percent),
                 _cell(r["accuracy_stderr"], lambda v: f"{100 * v:.2f}", kind="number"),
                 _cell(r["accuracy_n"], lambda v: f"{v:,}", kind="number"),
+                *(_cell(r[f"accuracy_{what}"], lambda v: f"{v:,}", kind="number") for what in _IMPROPER),
                 _cell(difference, signed, note, kind="number"),
             ]
         )

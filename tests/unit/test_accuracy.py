@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moecap.accuracy import counting
 from moecap.accuracy import evaluate as accuracy
 from moecap.checkpoints import demo
 from moecap.errors import MoecapError
@@ -22,7 +23,7 @@ TASKS = ROOT / "config" / "tasks"
 @given(st.lists(st.sampled_from([0.0, 1.0, None]), min_size=2, max_size=50), st.integers(0, 20))
 def test_what_failed_counts_as_wrong(values: list[float | None], missing: int) -> None:
     attempted = len(values) + missing
-    mean, stderr = accuracy.score(values, attempted)
+    mean, stderr = counting.score(values, attempted)
     right = sum(value == 1.0 for value in values)
     assert mean == pytest.approx(right / attempted)
     # Of a share p of n: sqrt(p (1-p) / (n-1)).
@@ -30,9 +31,9 @@ def test_what_failed_counts_as_wrong(values: list[float | None], missing: int) -
 
 
 def test_a_single_question_has_no_standard_error_and_more_answers_than_questions_are_an_error() -> None:
-    assert accuracy.score([1.0], 1) == (1.0, None)
+    assert counting.score([1.0], 1) == (1.0, None)
     with pytest.raises(ValueError, match="2 scores for 1"):
-        accuracy.score([1.0, 0.0], 1)
+        counting.score([1.0, 0.0], 1)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_a_single_question_has_no_standard_error_and_more_answers_than_questions
     [("", True), (" \n", True), ("0000", True), ("!!!!!!!!", True), ("111", False), ("1112", False), ("7", False)],
 )
 def test_degenerate_answers(text: str, expected: bool) -> None:
-    assert accuracy.is_degenerate(text) is expected
+    assert counting.is_degenerate(text) is expected
 
 
 def test_a_task_that_does_not_exist_is_refused_with_the_nearest_name() -> None:
@@ -83,7 +84,7 @@ def test_samples_of_written_answers() -> None:
             ]
         },
     }
-    rows = accuracy._samples(results, "exact_match", "none")
+    rows = counting.samples_of(results, "exact_match", "none")
     assert [row["doc_id"] for row in rows] == [0, 1, 2, 3]
     assert [row["score"] for row in rows] == [1.0, 0.0, 1.0, None]
     assert [row["degenerate"] for row in rows] == [False, True, False, False]
@@ -98,7 +99,7 @@ def test_samples_of_choices_hold_the_likeliest_and_every_likelihood() -> None:
         "configs": {"t": {"output_type": "multiple_choice"}},
         "samples": {"t": [sample(target=1, arguments=arguments, resps=resps, acc=1.0)]},
     }
-    (row,) = accuracy._samples(results, "acc", "none")
+    (row,) = counting.samples_of(results, "acc", "none")
     assert (row["target"], row["response"], row["loglikelihoods"]) == ("42", "42", [-3.0, -0.5, -4.0])
 
 

@@ -191,7 +191,7 @@ def test_known_verdicts_over_http(tmp_path: Path) -> None:
     assert found["judge_usd"] == pytest.approx((12 * 100 * 2 + 12 * 10 * 8) / 1e6)
     assert found["judge_usd_at_most"] > found["judge_usd"]
     assert "12 games" in told[0] and "at most $" in told[0] and "12 verdicts of 12 games" in told[-1]
-    assert found["answers_cut"] == 1 and found["answer_tokens"] == 2
+    assert found["accuracy_cut"] == 1 and found["answer_tokens"] == 2
     assert json.loads(found["prompts"])["template"] == OWN.template and "base, sha256" in found["baseline"]
     assert games.schema.equals(GAMES_SCHEMA) and set(found) <= set(JUDGED_SCHEMA.names)
 
@@ -228,7 +228,7 @@ def test_a_judge_that_misbehaves_is_counted_never_guessed(tmp_path: Path) -> Non
     }
     assert counts == {"verdict": 6, "missing": 1, "unknown": 1, "contradictory": 1, "cut": 1, "refused": 2}
     assert found["rate_limited"] == 1 and 7.0 in waits and len(waits) == 4
-    kept = [Game(g["question"], g["order"], g["verdict"]) for g in games.to_pylist() if g["verdict"]]
+    kept = [Game(g["question"], g["order"], g["winner"]) for g in games.to_pylist() if g["winner"]]
     assert found["accuracy"] == pytest.approx(independent(kept, whole=False)[0], abs=1e-6)
     assert found["judge_usd"] is None and found["judge_prompt_tokens"] is None  # one did not say
 

@@ -72,7 +72,7 @@ def judge_games(
     sleep: Callable[[float], None] = time.sleep,
     environment: Mapping[str, str] = os.environ,
 ) -> tuple[list[dict[str, Any] | None], Tally]:
-    """The judgment of every game: as kept, else by asking. A record has ``verdict``, ``outcome`` and what came.
+    """The judgment of every game: as kept, else by asking. A record has ``winner``, ``outcome`` and what came.
 
     Returns:
         (records in the order of ``asks``, None where the judge could not be had; what happened on the way).
@@ -127,9 +127,9 @@ def _one(client: Any, ask: Ask, judge: Judge, kept: Kept, tally: Tally, sleep: C
         except openai.APIStatusError as error:
             said = redact(" ".join(str(error.message).split()))[:300]
             if error.status_code in (400, 422) and "content" in said.lower() and "filter" in said.lower():
-                record = {"verdict": None, "outcome": "refused", "text": said, "prompt_tokens": None}
+                record = {"winner": None, "outcome": "refused", "judgment": said, "asked_tokens": None}
                 kept.add(
-                    ask.key(judge), {"question": ask.question, "order": ask.order, **record, "output_tokens": None}
+                    ask.key(judge), {"question": ask.question, "order": ask.order, **record, "judgment_tokens": None}
                 )
                 tally.add(asked=1)
                 return
@@ -182,9 +182,9 @@ def _record(answer: Any) -> dict[str, Any]:
         verdict, outcome = read_verdict(text)
     usage = getattr(answer, "usage", None)
     return {
-        "verdict": verdict,
+        "winner": verdict,
         "outcome": outcome,
-        "text": refusal or text,
-        "prompt_tokens": getattr(usage, "prompt_tokens", None),
-        "output_tokens": getattr(usage, "completion_tokens", None),
+        "judgment": refusal or text,
+        "asked_tokens": getattr(usage, "prompt_tokens", None),
+        "judgment_tokens": getattr(usage, "completion_tokens", None),
     }

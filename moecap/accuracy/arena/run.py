@@ -18,71 +18,24 @@ from moecap.accuracy.arena.judge import Ask, judge_games
 from moecap.accuracy.arena.kept import Kept
 from moecap.accuracy.arena.score import Game, Score, score, style_of
 from moecap.accuracy.arena.settings import Judge, Judging
-from moecap.accuracy.arena.verdicts import Prompts, read_prompts
+from moecap.accuracy.arena.verdicts import OUTCOMES, Prompts, read_prompts
+from moecap.columns.accuracy import ACCURACY, EVALUATION
+from moecap.columns.base import schema
+from moecap.columns.deployment import DEPLOYMENT, POINT
+from moecap.columns.judged import GAME, JUDGED
 from moecap.errors import MoecapError, PermanentError
 
 log = logging.getLogger(__name__)
 
 
-def _field(name: str, kind: Any, meaning: str, unit: str = "") -> pa.Field:
-    return pa.field(name, kind, metadata={"meaning": meaning, **({"unit": unit} if unit else {})})
-
-
-_F, _I, _S = pa.float64(), pa.int64(), pa.string()
-JUDGED_SCHEMA = pa.schema(
-    [
-        *(pa.field(name, _S) for name in ("model", "precision", "engine", "dataset")),
-        _field("metric", _S, "win rate against the baseline, by whose rules"),
-        _field("accuracy", _F, "win rate against the baseline; null: not judged", "1"),
-        _field("accuracy_low", _F, "end of the interval as the benchmark publishes it", "1"),
-        _field("accuracy_high", _F, "end of the interval as the benchmark publishes it", "1"),
-        _field("accuracy_stderr", _F, "standard deviation of 100 bootstrap rounds that draw whole questions", "1"),
-        _field("accuracy_n", _I, "questions with a verdict that counts"),
-        _field("accuracy_failed", _I, "questions without a response of the deployment; not judged"),
-        _field("by_question_low", _F, "2.5th percentile of rounds that draw whole questions", "1"),
-        _field("by_question_high", _F, "97.5th percentile of rounds that draw whole questions", "1"),
-        _field("style_controlled", _F, "win rate at equal length and markup", "1"),
-        _field("style_controlled_low", _F, "", "1"),
-        _field("style_controlled_high", _F, "", "1"),
-        _field("answer_tokens", _F, "mean length of the deployment's answers, by its own tokenizer", "tokens"),
-        _field("baseline_tokens", _F, "mean length of the baseline's answers, by the same tokenizer", "tokens"),
-        _field("answers_cut", _I, "answers of the deployment that reached the limit of tokens"),
-        _field("answers_empty", _I, "answers of the deployment that are empty; judged as they are"),
-        _field("battles", _I, "battles that the win rate is fitted to"),
-        *(
-            _field(f"games_{name}", _I, meaning)
-            for name, meaning in {
-                "verdict": "games with a verdict",
-                "missing": "games whose judgment has no label",
-                "unknown": "games whose label is none of the five",
-                "contradictory": "games whose judgment has several labels",
-                "cut": "games whose judgment reached the limit of tokens",
-                "refused": "games that the judge refused",
-                "unjudged": "games for which the judge could not be had",
-            }.items()
-        ),
-        _field("rate_limited", _I, "times that the judge answered 429 in this run"),
-        _field("judge_prompt_tokens", _I, "as the judge counted; null: it does not say", "tokens"),
-        _field("judge_output_tokens", _I, "as the judge counted; null: it does not say", "tokens"),
-        _field("judge_usd", _F, "cost of all judgments that count here, also those kept from before", "USD"),
-        _field("judge_usd_at_most", _F, "estimated before judging: every judgment at its limit of tokens", "USD"),
-        _field("judge", _S, "JSON: model, address, temperature, limit"),
-        _field("baseline", _S, "the model whose answers are compared with, and the hash of their file"),
-        _field("prompts", _S, "JSON: whose prompts they are, and the text of both"),
-        _field("note", _S, "why there is no score"),
-    ]
+JUDGED_SCHEMA = schema(
+    "model precision engine dataset metric accuracy± accuracy_stderr accuracy_n accuracy_failed accuracy_empty "
+    "accuracy_cut by_question± style_controlled± answer_tokens baseline_tokens battles games_verdict games_missing "
+    "games_unknown games_contradictory games_cut games_refused rate_limited judge_prompt_tokens judge_output_tokens "
+    "judge_usd judge_usd_at_most judge baseline prompts note",
+    *(DEPLOYMENT, POINT, ACCURACY, EVALUATION, JUDGED),
 )
-GAMES_SCHEMA = pa.schema(
-    [
-        pa.field("question", _S),
-        _field("order", pa.int8(), "0: the baseline's answer was shown first, 1: the deployment's"),
-        pa.field("verdict", _S),
-        _field("outcome", _S, "verdict, missing, unknown, contradictory, cut, refused; null: not judged"),
-        _field("text", _S, "what the judge wrote"),
-        pa.field("prompt_tokens", _I),
-        pa.field("output_tokens", _I),
-    ]
-)
+GAMES_SCHEMA = schema("question order winner outcome judgment asked_tokens judgment_tokens", GAME)
 
 NO_JUDGE = (
     "not judged: the config names no `judge` (model and url), so that there is no win rate. The answers are kept; "
@@ -154,7 +107,7 @@ def judge_answers(
             f"rate limit, {tally.errors} errors). Start again: what was judged is kept, the rest is asked for."
         )
     found = score(
-        [Game(g["question"], g["order"], g["verdict"]) for g in games if g["verdict"]],
+        [Game(g["question"], g["order"], g["winner"]) for g in games if g["winner"]],
         judging.version,
         strong=judging.strong,
         styles={
@@ -162,7 +115,7 @@ def judge_answers(
             for key, row in answered
         },
     )
-    outcomes = Counter(g["outcome"] or "unjudged" for g in games)
+    outcomes = Counter(g["outcome"] or "missing" for g in games)
     cost = _cost(games, judge)
     tell(
         f"{judge.model}: {outcomes['verdict']} verdicts of {len(games)} games"
@@ -174,10 +127,9 @@ def judge_answers(
         "accuracy_failed": len(questions) - len(answered),
         "answer_tokens": _mean([own for own, _ in lengths.values()]),
         "baseline_tokens": _mean([other for _, other in lengths.values()]),
-        "answers_cut": _count(answered, "cut"),
-        "answers_empty": sum(not row["response"].strip() for _, row in answered),
-        **{f"games_{name.removeprefix('games_')}": outcomes[name.removeprefix("games_")] for name in JUDGED_SCHEMA.names
-           if name.startswith("games_")},
+        "accuracy_cut": _count(answered, "cut"),
+        "accuracy_empty": sum(not row["response"].strip() for _, row in answered),
+        **{f"games_{name}": outcomes[name] for name in OUTCOMES},
         "rate_limited": tally.rate_limited,
         **cost,
         "judge_usd_at_most": estimate["usd"],
@@ -185,7 +137,7 @@ def judge_answers(
         "baseline": f"{judging.baseline}, sha256 {hashlib.sha256(Path(baseline_file).read_bytes()).hexdigest()}",
         "prompts": json.dumps(asdict(prompts), sort_keys=True),
         "note": None if found else "no game has a verdict that counts",
-    }  # fmt: skip
+    }
     return row, pa.Table.from_pylist(games, schema=GAMES_SCHEMA)
 
 
@@ -199,6 +151,7 @@ def _figures(found: Score | None) -> dict[str, Any]:
         "accuracy_stderr": found.by_question.stderr,
         "accuracy_n": found.questions,
         "battles": found.battles,
+        "by_question": found.rate.value,
         "by_question_low": found.by_question.low,
         "by_question_high": found.by_question.high,
     }
@@ -255,8 +208,8 @@ def _estimate(asks: Sequence[Ask], judge: Judge, count_tokens: Callable[[str], i
 def _cost(games: Sequence[Mapping[str, Any]], judge: Judge) -> dict[str, Any]:
     """Tokens and cost as the judge counted them; null where it left out any."""
     totals: dict[str, Any] = {}
-    for name in ("prompt_tokens", "output_tokens"):
-        counts = [g[name] for g in games if g["outcome"] is not None]
+    for name, of in (("prompt_tokens", "asked_tokens"), ("output_tokens", "judgment_tokens")):
+        counts = [g[of] for g in games]
         totals[name] = None if None in counts else sum(counts)
     usd, price = None, judge.price
     if price is not None and None not in totals.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from moecap.documents import read_document
 from moecap.errors import MoecapError
@@ -20,6 +20,7 @@ VERDICTS: dict[str, tuple[float, bool]] = {
 }
 #: What a game ended with.
 Outcome = Literal["verdict", "missing", "unknown", "contradictory", "cut", "refused"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 #: The benchmark names what a template is filled with in two ways, by version.
