@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": "lay two archives side by side",
     "leaderboard": "merge archives into one static site",
     "show": "rows of a CAP table or an archive: filtered, sorted, as a table, CSV, Markdown or JSON",
+    "routing": "what traces say of drift between precisions, of expert parallelism and of speculative decoding",
     "serve": "show a report or a leaderboard in the browser, from this machine alone",
 }
 
