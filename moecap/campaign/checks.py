@@ -362,6 +362,12 @@ def check_row(campaign: Campaign, row: Deployment, found: Collector) -> Deployme
         found.add(place, f"engine {row.engine} would not load it: {text}.", "tensor_parallel")
     _check_environment(campaign, row, found)
     engine = campaign.engine(row.engine)
+    if row.load == "online" and engine.kind not in SERVED:
+        text = (
+            f"`load` is online, but engine {row.engine!r} is loaded in the process: nobody can send it requests over "
+            "time. Name an engine of kind server or remote."
+        )
+        found.add(place, text, "load")
     if engine.kind not in SERVED and not engine.lm_eval.get("model"):  # what is served over HTTP needs no entry of it
         file = campaign.catalogue.file("engines")
         text = f"`engine` {row.engine!r} says in {file} nothing of how accuracy is evaluated (`lm_eval: {{model: …}}`)."

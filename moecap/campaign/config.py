@@ -20,6 +20,33 @@ from moecap.schema import FilePath, Name, Strict, expand_path
 ARCHIVE_SUFFIX = ".tar.zst"
 
 
+class Slo(Strict):
+    """What a request must hold to count as served well: goodput counts those that hold all that is given."""
+
+    ttft_s: float | None = Field(default=None, gt=0, description="time to first token, at most")
+    tpot_s: float | None = Field(default=None, gt=0, description="time per output token, at most")
+    e2e_s: float | None = Field(default=None, gt=0, description="time to the last token, at most")
+
+
+class Online(Strict):
+    """Deployments with `load: online`: requests arrive while others are served, sent by AIPerf."""
+
+    rounds: int = Field(default=8, ge=3, le=10_000, description="requests of one timed run, per request in flight")
+    input_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="prompts of exactly this length, of the dataset's text; null: its prompts as they are",
+    )
+    saturation_gain: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="a sweep stops after a concurrency that adds less than this share to the throughput",
+    )
+    slo: Slo = Slo()
+
+
 class Performance(Strict):
     """How a point (dataset × batch size) is timed."""
 
@@ -33,6 +60,7 @@ class Performance(Strict):
     output_tokens: int | None = Field(
         default=None, ge=2, le=10_000_000, description="overrides the dataset's own output length"
     )
+    online: Online = Online()
 
 
 class Accuracy(Strict):

@@ -39,6 +39,18 @@ class Deployment(Strict):
         min_length=1, description="requests submitted together, at least 1, separated by spaces"
     )
 
+    load: Literal["offline", "online"] = Field(
+        default="offline",
+        description="offline: a batch submitted together; online: requests arrive while others are served, and "
+        "`batch_sizes` are how many are in flight (engines behind HTTP)",
+    )
+    request_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="online: requests per second, arriving at random (Poisson), in place of a fixed number in flight; "
+        "the one of `batch_sizes` is then how many the engine serves at a time",
+    )
+
     @field_validator("datasets", "batch_sizes", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -50,6 +62,16 @@ class Deployment(Strict):
         if len(set(value)) != len(value):
             raise ValueError("names an entry twice")
         return value
+
+    @model_validator(mode="after")
+    def _rate_is_of_one_load(self) -> Deployment:
+        if self.request_rate is None:
+            return self
+        if self.load != "online":
+            raise ValueError("request_rate is given, but load is offline: requests that arrive over time are `online`")
+        if len(self.batch_sizes) > 1:
+            raise ValueError("with a request_rate, batch_sizes has one entry: how many the engine serves at a time")
+        return self
 
     @model_validator(mode="after")
     def _devices_match(self) -> Deployment:

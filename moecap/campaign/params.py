@@ -48,7 +48,9 @@ class Params:
             "engine": self.campaign.engine(row.engine).for_performance(),
             "engine_version": self.campaign.engine_version(row.engine),
             "precision": self.campaign.precision(row.precision).for_serving(),
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(
+                mode="json", exclude={"online": {"slo"}} if row.load == "online" else {"online"}
+            ),
             "seed": self.config.seed,
             "trust_remote_code": row.model in self.config.trust_remote_code,
         }
@@ -113,6 +115,8 @@ class Params:
             **{key: getattr(row, key) for key in PARALLELISM},
             "seed": self.config.seed,
         }
+        if row.load == "online":
+            params["slo"] = self.config.performance.online.slo.model_dump(mode="json", exclude_none=True)
         if not system.detect:
             params["peaks"] = {
                 "bytes_per_s": system.memory_bytes_per_s,

@@ -16,7 +16,8 @@ from moecap.columns.performance import BYTES, PERFORMANCE, UTILIZATION
 _LAYOUT = {
     "Deployment": """
         deployment model precision engine engine_kind engine_version hardware devices tensor_parallel pipeline_parallel
-        expert_parallel data_parallel offload dataset workload batch_size""",
+        expert_parallel data_parallel offload dataset workload batch_size
+        load concurrency request_rate""",
     "Status": """
         status origin schedule failure_stage failure_reason failure_log source
         printed_class printed_hardware_usd printed_note""",
@@ -27,6 +28,7 @@ _LAYOUT = {
         ttft_s± tpot_s± itl_s± output_tokens_per_s± total_tokens_per_s± e2e_s±
         ttft_s_p50 ttft_s_p90 ttft_s_p99 tpot_s_p50 tpot_s_p90 tpot_s_p99 itl_s_p50 itl_s_p90 itl_s_p99
         e2e_s_p50 e2e_s_p90 e2e_s_p99 ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s
+        goodput_requests_per_s± window_s window_drift client_tokens_per_s saturates
         requests repeats disturbed_repeats external_cpu_share cpu_steal_share other_gpu_processes steps
         mixed_step_share""",
     "Utilization": """

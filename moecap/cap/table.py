@@ -64,6 +64,7 @@ def cap_table(
     cost_whole = _index([r for r in cost_rows if r.get("dataset") is None], ("deployment",), "cost")
     accuracy_rows = _rows(accuracy)
 
+    ends = {(str(r["deployment"]), r["dataset"]): r["batch_size"] for r in metric_rows.values() if r.get("saturates")}
     rows: list[Row] = []
     for deployment in deployments:
         deployment = {k: v for k, v in deployment.items() if v not in (None, "")}
@@ -83,6 +84,9 @@ def cap_table(
                 row["failure_stage"] = failed.get("stage")
                 row["failure_reason"] = failed.get("reason") or failed.get("message")
                 row["failure_log"] = failed.get("log")
+            end = ends.get((name, dataset))
+            if measured is None and not failed and end is not None and batch_size > end:
+                row["failure_reason"] = f"not run: throughput saturates at {end} requests in flight"
             row["status"] = _status(measured, failed)
             row["origin"] = _origin(row, measured)
             rows.append(row)

@@ -27,7 +27,10 @@ DEPLOYMENT = (
 POINT = (
     Column("dataset", TEXT, "", "Name of the dataset's catalogue entry."),
     Column("workload", TEXT, "", "What was timed: prompts, output length, order of arrival."),
-    Column("batch_size", I32, "1", "Requests submitted together."),
+    Column("batch_size", I32, "1", "Requests submitted together; online: in flight, or served at a time."),
+    Column("load", TEXT, "", "offline: a batch submitted together; online: requests arrive while others are served."),
+    Column("concurrency", I32, "1", "Online: requests kept in flight."),
+    Column("request_rate", F64, "1/s", "Online: requests per second, arriving at random (Poisson)."),
 )
 
 STATUS = (

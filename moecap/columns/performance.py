@@ -34,6 +34,13 @@ PERFORMANCE = (
     Column("ttft_p99_s", F64, "s", "`ttft_s_p99` by its older name."),
     Column("itl_p50_s", F64, "s", "`itl_s_p50` by its older name."),
     Column("itl_p99_s", F64, "s", "`itl_s_p99` by its older name."),
+    Column("goodput_requests_per_s", F64, "1/s", "Online: requests per second that hold every limit of the SLO."),
+    Column("window_s", F64, "s", "Online: steady time that figures are of, in all repeats."),
+    Column(
+        "window_drift", F64, "1", "Online: tokens of the steady window's second half over its first, - 1; worst repeat."
+    ),
+    Column("client_tokens_per_s", F64, "1/s", "Online: what the client takes from a server that does nothing."),
+    Column("saturates", FLAG, "", "Online: more in flight added too little throughput; the sweep ended here."),
     Column("requests", I64, "1", "Requests in all repeats."),
     Column("prompt_tokens", I64, "1", "Prompt tokens in all repeats; of a plan, of a request."),
     Column("generated_tokens", I64, "1", "Generated tokens in all repeats."),

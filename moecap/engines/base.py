@@ -44,15 +44,34 @@ class Request:
     output_tokens: int
 
 
+@dataclass(frozen=True)
+class Arrivals:
+    """How requests arrive online: so many always in flight, or at a rate with exponential gaps (a Poisson process)."""
+
+    concurrency: int | None = None
+    request_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.concurrency is None) == (self.request_rate is None):
+            raise ValueError("requests arrive by either a concurrency or a request rate")
+
+    def __str__(self) -> str:
+        if self.concurrency is not None:
+            return f"{self.concurrency} in flight"
+        return f"{self.request_rate:g} requests/s (Poisson)"
+
+
 @dataclass
 class RequestRecord:
-    """What became of a request. Times are in seconds from the start of the run, when all requests were submitted."""
+    """What became of a request. Times are in seconds from the start of the run, when the first one was submitted;
+    ``served_as`` is what a server called it."""
 
     prompt_token_ids: list[int]
     output_token_ids: list[int] = field(default_factory=list)
     arrival_s: float = 0.0
     token_times_s: list[float] = field(default_factory=list)
     finish_reason: str | None = None
+    served_as: str | None = None
 
 
 @dataclass
@@ -179,6 +198,20 @@ class Engine(ABC):
         Raises:
             MoecapError: more requests than ``spec.max_num_seqs``, or one that does not fit the context.
         """
+
+    def run_online(
+        self, requests: Sequence[Request], arrivals: Arrivals, warmup: Sequence[Request], window: Window = no_window
+    ) -> RunResult:
+        """Serve ``requests`` as they arrive, after ``warmup``, which is no part of the result.
+
+        Raises:
+            MoecapError: this engine serves nobody over HTTP.
+        """
+        raise MoecapError(f"Engine {self.spec.name} is no server: requests cannot arrive while it works.")
+
+    def client_tokens_per_s(self, requests: Sequence[Request], arrivals: Arrivals) -> float | None:
+        """What the load's client itself can take, from a server that does nothing; None: there is no such client."""
+        return None
 
     def reset(self) -> None:  # noqa: B027
         """Forget what could carry over from one run to the next (the prefix cache)."""

@@ -10,8 +10,10 @@ import os
 import time
 from collections.abc import Sequence
 
-from moecap.engines.base import Engine, EngineSpec, Request, RunResult, Window, no_window
+from moecap.engines.base import Arrivals, Engine, EngineSpec, Request, RunResult, Window, no_window
+from moecap.engines.server import aiperf
 from moecap.engines.server.client import complete
+from moecap.engines.server.idle import idle_server
 from moecap.engines.server.schedule import estimate_steps
 from moecap.engines.server.settings import RemoteOptions
 from moecap.errors import Mistakes, PermanentError, Place
@@ -55,6 +57,32 @@ class RemoteEngine(Engine):
         )
         result.steps = estimate_steps(result.requests)
         return result
+
+    def run_online(
+        self, requests: Sequence[Request], arrivals: Arrivals, warmup: Sequence[Request], window: Window = no_window
+    ) -> RunResult:
+        result = aiperf.drive(
+            self._options.url.rstrip("/"),
+            self._options.api,
+            self._options.model or self.spec.name,
+            requests,
+            arrivals,
+            tokenizer=self.spec.checkpoint,
+            warmup=warmup,
+            seed=self.spec.seed,
+            headers=self._headers,
+            stall_s=self._options.timeout_s,
+            beat=self._beat,
+        )
+        result.steps = estimate_steps(result.requests)
+        return result
+
+    def client_tokens_per_s(self, requests: Sequence[Request], arrivals: Arrivals) -> float | None:
+        with idle_server(self._options.api) as url:
+            result = aiperf.drive(
+                url, self._options.api, self.spec.name, requests, arrivals, tokenizer=self.spec.checkpoint
+            )
+        return sum(request.output_tokens for request in requests) / result.wall_s
 
     def _beat(self) -> None:
         self.beat = time.monotonic()

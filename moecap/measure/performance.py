@@ -26,7 +26,7 @@ import pyarrow as pa
 from moecap import io
 from moecap.checkpoints.files import checkpoint_sha256
 from moecap.engines import equality
-from moecap.engines.base import LOAD_S, Engine, EngineSpec, RunResult, library_versions, spec_of
+from moecap.engines.base import LOAD_S, Engine, EngineSpec, Request, RunResult, library_versions, spec_of
 from moecap.engines.base import load as load_engine
 from moecap.engines.catalogue import EngineEntry, known_mismatch
 from moecap.engines.tokens import sequence_hash
@@ -35,6 +35,7 @@ from moecap.hardware import load as machine_load
 from moecap.hardware.energy import window as energy_window
 from moecap.hardware.load import Load
 from moecap.jobs import failures, processes
+from moecap.measure.online import Online, client_version, point_columns, saturated_at
 from moecap.measure.spool import Spool, key_of
 from moecap.measure.workload import Workload, requests_sha256
 
@@ -124,6 +125,24 @@ POINTS = pa.schema(
             None,
             True,
         ),
+        _field("load", pa.string(), "online: requests arrived while others were served; null: offline", None, True),
+        _field("concurrency", pa.int32(), "online: requests kept in flight", "requests", True),
+        _field("request_rate", pa.float64(), "online: requests per second, arriving at random (Poisson)", "1/s", True),
+        _field("window_start_s", pa.float64(), "online: when the steady window began; tokens are its own", "s", True),
+        _field("window_end_s", pa.float64(), "online: when the steady window ended", "s", True),
+        _field(
+            "window_drift", pa.float64(), "online: tokens of the window's second half over its first, - 1", "1", True
+        ),
+        _field(
+            "client_tokens_per_s",
+            pa.float64(),
+            "online: what the client takes of a server that does nothing",
+            "1/s",
+            True,
+        ),
+        _field(
+            "saturates", pa.bool_(), "online: more in flight added too little, so that the sweep ended here", None, True
+        ),
     ]
 )
 
@@ -174,20 +193,32 @@ class Point:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a point is timed. ``requests`` per timed run: None for one batch, else as many full batches as reach it."""
+    """How a point is timed. ``requests`` per timed run: None for one batch, else as many full batches as reach it.
+    ``online``: how requests arrive; None: a batch together."""
 
     repeats: int = 3
     warmup: int = 1
     requests: int | None = None
     seed: int = 1
+    online: Online | None = None
 
     def waves(self, batch_size: int) -> int:
         """Batches in one timed run."""
-        return 1 if self.requests is None else -(-max(self.requests, batch_size) // batch_size)
+        return 1 if self.requests is None or self.online else -(-max(self.requests, batch_size) // batch_size)
 
     def prompts_needed(self, batch_size: int) -> int:
         """Prompts that all repeats and the warm-up of a point use, each of them once."""
+        if self.online is not None:
+            return self.online.requests(batch_size, self.requests) * self.repeats + batch_size * self.warmup
         return batch_size * (self.waves(batch_size) * self.repeats + self.warmup)
+
+    def batches(self, workload: Workload, batch_size: int, repeat: int) -> list[list[Request]]:
+        """The requests of a timed run, wave by wave; online there is one."""
+        if self.online is not None:
+            count = self.online.requests(batch_size, self.requests)
+            return [workload.stream(count, repeat * count, batch_size)]
+        waves = self.waves(batch_size)
+        return [workload.batch(batch_size, repeat * waves + wave) for wave in range(waves)]
 
 
 @dataclass
@@ -264,6 +295,7 @@ def measure(
     if missing:
         progress(f"{name}: {reused} of {len(runs)} timed runs are in the spool, {len(missing)} to measure")
     clock = _Clock(len(missing))
+    sweep = _Sweep(runs, settings)
     session = _Session(spec, workloads, settings, spool, hardware, load, energy)
     while missing:
         loads += 1
@@ -272,7 +304,9 @@ def measure(
                 check_machine()
             with Watchdog(name, failure_path, watchdog_s, progress) as dog:
                 dog.load_s, dog.stall_s = load_s, stall_s
-                for run, tables, line in session.measure(missing, dog, clock):
+                for run, tables, line in session.measure(
+                    missing, dog, clock, lambda point: sweep.is_over(point, found)
+                ):
                     found[run.key] = tables
                     progress(f"{name}: {line} ({clock.done()})")
             missing = []
@@ -291,8 +325,11 @@ def measure(
         raise PermanentError(failed_points[0]["message"])
     if failure_path is not None:
         failures.end(failure_path)
-    tables = assemble(found[run.key] for run in runs)
-    return Measurement(**tables, measured=len(runs) - reused, reused=reused, loads=loads)
+    kept = [run for run in runs if not sweep.is_over(run.point, found)]
+    tables = sweep.marked(assemble(found[run.key] for run in kept), found)
+    for dataset, size in sweep.ends(found).items():
+        progress(f"{name}: {dataset}: throughput saturates at {size} requests in flight; the sweep ends there")
+    return Measurement(**tables, measured=len(kept) - reused, reused=reused, loads=loads)
 
 
 def assemble(entries: Iterator[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
@@ -333,23 +370,73 @@ def _plan(
         "libraries": library_versions(),
         "hardware": dict(hardware),
     }
+    online = {} if settings.online is None else {"client": client_version()}
     for point in points:
         workload = workloads[point.dataset]
-        waves = settings.waves(point.batch_size)
+        if settings.online is not None:
+            online["arrivals"] = str(settings.online.arrivals(point.batch_size))
         for repeat in range(settings.repeats):
-            batches = [workload.batch(point.batch_size, repeat * waves + wave) for wave in range(waves)]
+            batches = settings.batches(workload, point.batch_size, repeat)
             facts = {
                 **common,
                 "dataset": point.dataset,
-                "workload": workload.describe(point.batch_size, waves),
+                "workload": _in_words(workload, point.batch_size, settings),
                 "requests": [requests_sha256(batch) for batch in batches],
                 "output_tokens": workload.output_tokens,
                 "batch_size": point.batch_size,
                 "repeat": repeat,
                 "warmup": settings.warmup,
                 "seed": settings.seed,
+                **({"online": dict(online)} if online else {}),
             }
             yield _Run(point, repeat, facts)
+
+
+def _in_words(workload: Workload, batch_size: int, settings: Settings) -> str:
+    if settings.online is None:
+        return workload.describe(batch_size, settings.waves(batch_size))
+    count = settings.online.requests(batch_size, settings.requests)
+    return f"{workload.describe(count)}, {settings.online.arrivals(batch_size)}"
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Where a sweep over concurrencies ends: what lies beyond is not measured."""
+
+    runs: Sequence[_Run]
+    settings: Settings
+
+    def ends(self, found: Mapping[str, Mapping[str, pa.Table]]) -> dict[str, int]:
+        """Dataset -> the concurrency at which throughput saturates, as far as it was measured."""
+        if self.settings.online is None:
+            return {}
+        sizes: dict[str, list[int]] = {}
+        for run in self.runs:
+            sizes.setdefault(run.point.dataset, []).append(run.point.batch_size)
+
+        def rate(dataset: str, size: int) -> float | None:
+            tables = [found.get(run.key) for run in self.runs if run.point == Point(dataset, size)]
+            rows = [table["points"].to_pylist()[0] for table in tables if table is not None]
+            if len(rows) < len(tables):
+                return None
+            return sum(row["generated_tokens"] for row in rows) / sum(row["wall_s"] for row in rows)
+
+        distinct = {dataset: sorted(set(values)) for dataset, values in sizes.items()}
+        return saturated_at(distinct, rate, self.settings.online.saturation_gain)
+
+    def is_over(self, point: Point, found: Mapping[str, Mapping[str, pa.Table]]) -> bool:
+        end = self.ends(found).get(point.dataset)
+        return end is not None and point.batch_size > end
+
+    def marked(self, tables: dict[str, pa.Table], found: Mapping[str, Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+        """The tables, with the points at which a sweep ended told."""
+        if self.settings.online is None:
+            return tables
+        ends, points = self.ends(found), tables["points"]
+        where = [ends.get(row["dataset"]) == row["batch_size"] for row in points.to_pylist()]
+        at = points.schema.get_field_index("saturates")
+        points = points.set_column(at, points.schema.field(at), pa.array(where, pa.bool_()))
+        return {**tables, "points": points}
 
 
 @dataclass(frozen=True)
@@ -365,7 +452,7 @@ class _Session:
     energy: Callable[..., AbstractContextManager[Any]]
 
     def measure(
-        self, runs: Sequence[_Run], dog: Watchdog, clock: _Clock
+        self, runs: Sequence[_Run], dog: Watchdog, clock: _Clock, is_over: Callable[[Point], bool]
     ) -> Iterator[tuple[_Run, dict[str, pa.Table], str]]:
         """One engine load; yields every run once it is in the spool. An error carries its run as ``_moecap_run``."""
         wanted = {run.point for run in runs}
@@ -381,15 +468,21 @@ class _Session:
             processes.note()  # the engine's own ones too: should this one be killed, the next start ends them
             clock.start()
             warm: Point | None = None
+            ceiling: float | None = None
             for run in runs:
+                if is_over(run.point):
+                    continue
                 dog.watch(dog.stall_s, f"{run.point.dataset} at batch size {run.point.batch_size}", engine)
                 try:
                     if warm != run.point:
-                        self._warm_up(engine, run.point)
+                        ceiling = self._warm_up(engine, run.point)
                         warm = run.point
                     results, others = self._undisturbed(engine, run)
                     workload = self.workloads[run.point.dataset]
                     tables = _tables(run, results, workload, engine, load_id, self.hardware, others)
+                    if self.settings.online is not None:
+                        arrivals = self.settings.online.arrivals(run.point.batch_size)
+                        tables["points"] = _with(tables["points"], point_columns(results[0], arrivals, ceiling))
                     self.spool.put(run.facts, tables)
                 except Exception as error:
                     error._moecap_run = run  # type: ignore[attr-defined]
@@ -398,9 +491,14 @@ class _Session:
                 yield run, tables, _line(run, results, self.settings, others)
             dog.watch(dog.load_s, "shutting the engine down")
 
-    def _warm_up(self, engine: Engine, point: Point) -> None:
+    def _warm_up(self, engine: Engine, point: Point) -> float | None:
+        """Offline. Online runs have their own; the client is then measured alone, and its ceiling is returned."""
+        if self.settings.online is not None:
+            (requests,) = self.settings.batches(self.workloads[point.dataset], point.batch_size, 0)
+            return engine.client_tokens_per_s(requests, self.settings.online.arrivals(point.batch_size))
         for number in range(self.settings.warmup):
             engine.run(self.workloads[point.dataset].warmup(point.batch_size, number))
+        return None
 
     def _undisturbed(self, engine: Engine, run: _Run) -> tuple[list[RunResult], Load]:
         """A timed run, and others' work on the machine meanwhile; if that was felt, the calmer of two."""
@@ -419,13 +517,14 @@ class _Session:
 
     def _time(self, engine: Engine, run: _Run) -> list[RunResult]:
         """One result per wave."""
-        size, waves = run.point.batch_size, self.settings.waves(run.point.batch_size)
-        workload = self.workloads[run.point.dataset]
+        size, workload = run.point.batch_size, self.workloads[run.point.dataset]
+        batches = self.settings.batches(workload, size, run.repeat)
+        if self.settings.online is not None:
+            # The client's own start and end are in what it takes: energy of the steady window is not to be had.
+            warmup = [request for n in range(self.settings.warmup) for request in workload.warmup(size, n)]
+            return [engine.run_online(batches[0], self.settings.online.arrivals(size), warmup)]
         device = "cpu" if engine.spec.device == "cpu" else "gpu"
-        return [
-            engine.run(workload.batch(size, run.repeat * waves + wave), lambda: self.energy(device))
-            for wave in range(waves)
-        ]
+        return [engine.run(batch, lambda: self.energy(device)) for batch in batches]
 
 
 def _line(run: _Run, results: Sequence[RunResult], settings: Settings, others: Load) -> str:
@@ -486,7 +585,7 @@ def _tables(
         offset += result.wall_s
     row = {
         **point,
-        "workload": workload.describe(run.point.batch_size, len(results)),
+        "workload": run.facts["workload"],
         "start_unix_s": results[0].start_unix_s,
         "wall_s": offset,
         "requests": len(requests),
@@ -519,6 +618,11 @@ def _tables(
 
 def _json(value: Mapping[str, int] | None) -> str | None:
     return None if value is None else json.dumps(dict(value), sort_keys=True)
+
+
+def _with(table: pa.Table, values: Mapping[str, Any]) -> pa.Table:
+    """The table of one row with these values in it."""
+    return pa.Table.from_pylist([{**table.to_pylist()[0], **values}], table.schema)
 
 
 def _energy_columns(windows: Sequence[Any]) -> dict[str, Any]:
@@ -698,6 +802,7 @@ def prepare_workloads(
     *,
     data_files: Mapping[str, Mapping[str, str]] | None = None,
     output_tokens: int | None = None,
+    input_tokens: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Workload]:
     """The prompts of every dataset, tokenized by the checkpoint's tokenizer.
@@ -706,6 +811,7 @@ def prepare_workloads(
         datasets: name -> ``task``, ``output_tokens``, ``num_fewshot``, ``chat_template`` of its catalogue entry.
         data_files: dataset -> split -> local file.
         output_tokens: in place of every dataset's own.
+        input_tokens: length of every prompt, made of the dataset's text; None: its prompts as they are.
     """
     from moecap.measure import workload
 
@@ -732,8 +838,16 @@ def prepare_workloads(
             needed=needed,
             seed=settings.seed,
             context_limit=limit,
+            input_tokens=input_tokens,
         )
     return found
+
+
+def _online(deployment: Mapping[str, Any], given: Mapping[str, Any]) -> Online | None:
+    if deployment.get("load", "offline") != "online":
+        return None
+    known = {key: given[key] for key in ("rounds", "saturation_gain") if key in given}
+    return Online(**known, request_rate=deployment.get("request_rate"))
 
 
 def run_job(
@@ -771,6 +885,7 @@ def run_job(
         warmup=given.get("warmup", 1),
         requests=given.get("requests_per_repeat"),
         seed=run.get("seed", 1),
+        online=_online(deployment, given.get("online") or {}),
     )
     checkpoint = Path(manifest).parent
     facts_of_checkpoint = io.read_json(manifest)
@@ -805,6 +920,7 @@ def run_job(
         checkpoint,
         data_files=data_files,
         output_tokens=given.get("output_tokens"),
+        input_tokens=(given.get("online") or {}).get("input_tokens") if settings.online else None,
         trust_remote_code=run.get("trust_remote_code", False),
     )
     spec = engine_spec(

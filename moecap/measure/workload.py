@@ -52,6 +52,15 @@ class Workload:
         start = number * batch_size
         return [Request(self.prompts[(start + i) % len(self.prompts)], self.output_tokens) for i in range(batch_size)]
 
+    def stream(self, count: int, start: int, in_flight: int) -> list[Request]:
+        """``count`` requests from number ``start`` on, from the first prompt again after the last.
+
+        Raises:
+            PermanentError: fewer prompts than are in flight: copies would be routed alike in one step.
+        """
+        self.batch(in_flight, 0)
+        return [Request(self.prompts[(start + i) % len(self.prompts)], self.output_tokens) for i in range(count)]
+
     def warmup(self, batch_size: int, number: int = 0) -> list[Request]:
         """A batch for warming up: taken from the other end."""
         ids = [-1 - (number * batch_size + i) % len(self.prompts) for i in range(batch_size)]
@@ -96,6 +105,7 @@ def build(
     seed: int,
     count: int | None = None,
     context_limit: int | None = None,
+    input_tokens: int | None = None,
 ) -> Workload:
     """Choose, in seeded order, up to ``needed`` prompts that fit.
 
@@ -104,6 +114,7 @@ def build(
             only those that are chosen are rendered.
         needed: how many are wanted; fewer come back where the dataset has fewer.
         context_limit: tokens that the model can take; a prompt that does not fit with its output is left out.
+        input_tokens: prompts of exactly this length, the dataset's texts one after the other; None: as they are.
 
     Raises:
         PermanentError: no prompt is left, or all are empty.
@@ -113,10 +124,16 @@ def build(
     prompts: list[tuple[int, ...]] = []
     seen: set[tuple[int, ...]] = set()
     left_out = 0
+    held: list[int] = []
     for i in seeded_order(total, seed, dataset):
         if len(prompts) >= needed:
             break
         ids = tuple(int(token) for token in tokenize(render(i)))
+        if input_tokens is not None:
+            held.extend(ids)
+            if len(held) < input_tokens:
+                continue
+            ids, held = tuple(held[:input_tokens]), held[input_tokens:]
         if not ids or (context_limit is not None and len(ids) + output_tokens > context_limit):
             left_out += 1
         elif ids not in seen:

@@ -33,6 +33,7 @@ from moecap.columns.cost import ENERGY
 from moecap.columns.deployment import DEPLOYMENT, POINT, PROVENANCE, STATUS
 from moecap.columns.performance import PERFORMANCE, UTILIZATION
 from moecap.errors import MoecapError
+from moecap.metrics import online
 from moecap.metrics.amounts import AMOUNTS, BYTES, FLOPS, PHASES, Amounts, step_amounts
 from moecap.metrics.intervals import DRAWS, bootstrap_sums, rate, with_interval
 from moecap.metrics.latency import LATENCIES, end_to_end, latencies, times_of
@@ -53,7 +54,9 @@ log = logging.getLogger(__name__)
 TIERS = ("hbm", "pcie", "dram", "ssd")
 METRICS_SCHEMA = schema(
     [
-        "deployment dataset batch_size status schedule workload repeats disturbed_repeats",
+        "deployment dataset batch_size load concurrency request_rate status schedule workload",
+        "repeats disturbed_repeats",
+        "goodput_requests_per_s± window_s window_drift client_tokens_per_s saturates",
         "external_cpu_share cpu_steal_share other_gpu_processes",
         "requests prompt_tokens generated_tokens wall_s ttft_s± tpot_s± itl_s±",
         "e2e_s±",
@@ -92,6 +95,7 @@ def metrics_table(
     deployment: str | None = None,
     replication: Mapping[str, float] | None = None,
     placement: Mapping[str, Mapping[str, float]] | None = None,
+    slo: Mapping[str, float] | None = None,
     seed: int = 0,
     draws: int = DRAWS,
 ) -> pa.Table:
@@ -106,7 +110,9 @@ def metrics_table(
         deployment: written into the first column.
         replication: see :func:`step_amounts`.
         placement: component → {memory tier: share}, for offloaded weights
-        (:func:`moecap.metrics.utilization.split_by_tier`). seed, draws: of the bootstrap.
+        (:func:`moecap.metrics.utilization.split_by_tier`).
+        slo: limits (``ttft_s``, ``tpot_s``, ``e2e_s``) that a request has to hold to count into goodput.
+        seed, draws: of the bootstrap.
 
     Returns:
         A table of ``METRICS_SCHEMA``; null where a quantity was not measured or does not exist (no decode tokens).
@@ -114,14 +120,15 @@ def metrics_table(
     Raises:
         MoecapError: a run without requests, a wall time that is not positive, steps of a point that is not there.
     """
+    windows = online.windows_of(points)
     amounts: dict[tuple[str, int, int], Amounts] = {}
     for part in [steps] if isinstance(steps, pa.Table) else steps:
-        found = step_amounts(part, anatomy, replication)
+        found = step_amounts(online.steps_within(part, windows), anatomy, replication)
         twice = sorted(set(found) & set(amounts))
         if twice:
             raise MoecapError(f"The steps of point {twice[0]} come in two parts; a point's steps belong together.")
         amounts.update(found)
-    by_point = dict(points_of(requests))
+    by_point = {key: online.requests_within(part, windows.get(key)) for key, part in points_of(requests)}
     measured: dict[tuple[str, int, int], dict[str, Any]] = {}
     for key, part in points_of(points):
         if part.num_rows > 1:
@@ -143,6 +150,8 @@ def metrics_table(
         row: dict[str, Any] = {"deployment": deployment, "dataset": dataset, "batch_size": batch_size}
         row.update(_recorded([measured[key] for key in keys]))
         row.update(_rates([measured[key] for key in keys]))
+        row.update(online.columns([measured[key] for key in keys]))
+        row.update(_goodput([measured[key] for key in keys], [by_point.get(key) for key in keys], slo))
         times = [times_of(by_point[key]) for key in keys if key in by_point]
         row.update(latencies(times, rng, draws))
         row.update(_utilizations([amounts[key] for key in keys if key in amounts], peaks, row, anatomy, rng, draws))
@@ -215,6 +224,16 @@ def _rates(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     elif all(p.get("power_w") is not None for p in points):
         result |= rate("power_w", np.array([p["power_w"] for p in points]) * wall, wall)
     return result
+
+
+def _goodput(
+    points: Sequence[Mapping[str, Any]], parts: Sequence[pa.Table | None], slo: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Requests per second that hold every limit; null where none is given, and offline."""
+    if not slo or any(part is None for part in parts) or not all(p.get("load") for p in points):
+        return {}
+    well = np.array([online.served_well(part, slo) for part in parts if part is not None], dtype=float)
+    return rate("goodput_requests_per_s", well, np.array([p["wall_s"] for p in points]))
 
 
 def _utilizations(

@@ -88,7 +88,7 @@ def complete(
             if LEFT_OUT in record.output_token_ids or len(record.output_token_ids) < request.output_tokens:
                 _fill_in(record, {**body, **api.whole}, api, url + api.path, headers, timeout_s)
     for request, record in zip(requests, records, strict=True):
-        _check_count(record, request, api, url + api.path)
+        check_count(record, request, api, url + api.path)
     return RunResult(records, [], end - start, start_unix, measured)
 
 
@@ -175,7 +175,17 @@ def _record(request: Request, answer: Answer, api: Api, start: float, address: s
         kind = MoecapError if answer.status in TRANSIENT else PermanentError
         raise kind(f"{address} answered {answer.status}: {' '.join(text.split())[:300]}")
     record = RequestRecord(list(request.prompt_token_ids), arrival_s=answer.submitted_s - start)
-    for when, data in events(answer.pieces):
+    read_chunks(record, [(when - start, data) for when, data in events(answer.pieces)], api, address)
+    return record
+
+
+def read_chunks(record: RequestRecord, found: Sequence[tuple[float, str]], api: Api, address: str) -> None:
+    """Put what a streamed answer brought, (seconds from the start of the run, JSON) per event, into its record.
+
+    Raises:
+        MoecapError: what is no JSON, or an error of the server within the stream.
+    """
+    for when, data in found:
         if data == "[DONE]":
             break
         try:
@@ -190,9 +200,10 @@ def _record(request: Request, answer: Answer, api: Api, start: float, address: s
         if isinstance(counted, int):
             new = [LEFT_OUT] * (counted - len(record.output_token_ids) - len(new)) + new
         record.output_token_ids += new
-        record.token_times_s += [when - start] * len(new)
+        record.token_times_s += [when] * len(new)
         record.finish_reason = look_up(chunk, api.finish_reason) or record.finish_reason
-    return record
+        name = look_up(chunk, "id")
+        record.served_as = name if isinstance(name, str) else record.served_as
 
 
 def _fill_in(
@@ -230,7 +241,7 @@ def _fill_in(
     record.output_token_ids = ids
 
 
-def _check_count(record: RequestRecord, request: Request, api: Api, address: str) -> None:
+def check_count(record: RequestRecord, request: Request, api: Api, address: str) -> None:
     got = len(record.output_token_ids)
     if got == 0:
         raise PermanentError(

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moecap.engines.base import Engine, EngineSpec, Request, RunResult, Window, no_window
+from moecap.engines.base import Arrivals, Engine, EngineSpec, Request, RunResult, Window, no_window
 from moecap.engines.environments import interpreter, versions
+from moecap.engines.server import aiperf
 from moecap.engines.server.client import complete
+from moecap.engines.server.idle import idle_server
 from moecap.engines.server.process import ManagedServer, running, start
 from moecap.engines.server.schedule import estimate_steps
 from moecap.engines.server.settings import ServerOptions
@@ -65,6 +67,45 @@ class ServerEngine(Engine):
             raise
         result.steps = estimate_steps(result.requests)
         return result
+
+    def run_online(
+        self, requests: Sequence[Request], arrivals: Arrivals, warmup: Sequence[Request], window: Window = no_window
+    ) -> RunResult:
+        self.reset()
+        try:
+            result = self._drive(self.url, requests, arrivals, warmup, window)
+        except MoecapError as error:
+            if self._server is not None and (ended := self._server.died(wait_s=1)) is not None:
+                raise MoecapError(f"The server died: {ended}. {error}") from error
+            raise
+        result.steps = estimate_steps(result.requests)
+        return result
+
+    def client_tokens_per_s(self, requests: Sequence[Request], arrivals: Arrivals) -> float | None:
+        with idle_server(self._options.api) as url:
+            result = self._drive(url, requests, arrivals)
+        return sum(request.output_tokens for request in requests) / result.wall_s
+
+    def _drive(
+        self,
+        url: str,
+        requests: Sequence[Request],
+        arrivals: Arrivals,
+        warmup: Sequence[Request] = (),
+        window: Window = no_window,
+    ) -> RunResult:
+        return aiperf.drive(
+            url,
+            self._options.api,
+            MODEL,
+            requests,
+            arrivals,
+            tokenizer=self.spec.checkpoint,
+            warmup=warmup,
+            seed=self.spec.seed,
+            beat=self._beat,
+            window=window,
+        )
 
     def _beat(self) -> None:
         self.beat = time.monotonic()
