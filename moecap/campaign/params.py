@@ -164,9 +164,12 @@ class Params:
 
     def cap(self) -> dict[str, Any]:
         engines = self.catalogue.engines
-        kinds = ({"engine_kind": engines[row["engine"]].kind} if row["engine"] else {} for row in self.campaign.rows)
         return {
-            "deployments": [{**row, **kind} for row, kind in zip(self.campaign.rows, kinds, strict=True)],
+            "deployments": [
+                # (a printed row's engine is whatever its source calls so)
+                {**row, "engine_kind": engines[row["engine"]].kind} if row["deployment"] in self.deployments else row
+                for row in self.campaign.rows
+            ],
             "failures": self.campaign.failures,
             **self.config.cap.model_dump(mode="json"),
             "provenance": {

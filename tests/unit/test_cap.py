@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from moecap.cap import frontier
 from moecap.cap import table as cap
 from moecap.cap.schema import CAP_SCHEMA, schema_markdown
+from moecap.cluster.start import start
 from moecap.errors import MoecapError
 from moecap.io import read_metadata, write_parquet
 
@@ -280,3 +281,11 @@ def test_a_price_range_moves_only_the_purchase_in_the_frontier() -> None:
     bought, powered = ({**wide, "capital_share": share} for share in (1.0, 0.01))
     assert 0.1 < frontier.pareto_frequency([row("a", 1.0), row("b", 1.1, **bought)])[1] < 0.9
     assert frontier.pareto_frequency([row("a", 1.0), row("b", 1.1, **powered)])[1] == 0.0
+
+
+@pytest.mark.parametrize("config", ["config", "paper", "engines"])
+def test_a_measured_row_says_the_kind_of_its_engine(config: str) -> None:
+    campaign = start([ROOT / "config" / f"{config}.yaml"]).campaign
+    for row in campaign.params.cap()["deployments"]:
+        measured = campaign.deployments.get(row["deployment"])
+        assert row.get("engine_kind") == (campaign.engine(measured.engine).kind if measured else None)
