@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from moecap.engines.vllm.limits import Scales, Split, refusals, sizes_of_anatomy
 from moecap.errors import MoecapError
@@ -39,6 +40,7 @@ def refused(anatomy: Anatomy, parallel: Parallel) -> str | None:
     return found[0] if found else None
 
 
+@lru_cache(maxsize=256)
 def _scales(precision: str) -> Scales:
     """How many weights share a scale; where the precision's name is not a recipe's, nothing is objected to."""
     try:
