@@ -168,7 +168,8 @@ def _key(path: KeyPath) -> str | None:
     >>> _key(("gpus", "H100", "price", "low")), _key(("rentals", 3, "gpu"))
     ('gpus.H100.price.low', 'rentals[3].gpu')
     """
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    short = (part if len(str(part)) <= 100 else f"{str(part)[:60]}…" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in short)
     return text.lstrip(".") or None
 
 

@@ -239,6 +239,7 @@ for name, edit, said in [
 # Entries of the catalogues.
 for name, file, old, new, said in [
     ("recipe key", PRECISIONS, "algorithm: rtn, group_size: 128", "algorithm: rtn, grup_size: 128", ("grup_size", "'group_size'")),
+    ("recipe key without end", PRECISIONS, "algorithm: rtn, group_size: 128", f"algorithm: rtn, {'x' * 900}: 128", ("unknown key", "xxx…")),
     ("recipe algorithm", PRECISIONS, "algorithm: rtn, group_size", "algorithm: magic, group_size", ("algorithm", "'magic'")),
     ("recipe group", PRECISIONS, "group_size: 128", "group_size: 0", ("recipe.group_size", "greater than or equal to 1")),
     ("recipe group a word", PRECISIONS, "group_size: 128", "group_size: big", ("recipe.group_size", "'big'")),
