@@ -7,7 +7,7 @@ measured), compute_dtypes (by precision), reference (deployment to calibrate on)
 
 import pyarrow as pa
 
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.io import write_parquet
 from moecap.jobs.workflow import script
 from moecap.plan.cross_check import CROSS_CHECK_SCHEMA, cross_check_in_words

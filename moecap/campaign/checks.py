@@ -28,7 +28,7 @@ from moecap.engines.capabilities import Machine, catalogue_machine, check_can_se
 from moecap.engines.catalogue import OPTIONS, SERVED, EngineEntry, known_mismatch
 from moecap.engines.vllm.limits import Scales, Split, refusals, scales_of_config, sizes_of_config
 from moecap.errors import Collector, MoecapError, PermanentError, Place, nearest
-from moecap.hardware.catalogue import System
+from moecap.hardware.systems import System
 from moecap.model.offload import read_arguments
 from moecap.model.recipes import SCHEMES
 from moecap.provenance import ROOT

@@ -29,7 +29,8 @@ from moecap.cluster.site import (
 )
 from moecap.cost.offers import rental_usd_per_hour
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import Cpu, System
+from moecap.hardware.entries import Cpu
+from moecap.hardware.systems import System
 from moecap.io import read_json
 from moecap.paths import fill
 

@@ -13,7 +13,8 @@ from moecap.cost.figures import NOTHING_SERVED, InputRanges, Served, all_figures
 from moecap.cost.offers import rental_usd_per_hour, serverless_usd_per_s, spot_usd_per_hour
 from moecap.cost.power import deployment_power
 from moecap.cost.settings import Settings
-from moecap.hardware.catalogue import COMPONENTS, SOURCED, Purchase, Range, System
+from moecap.hardware.entries import COMPONENTS, SOURCED, Range
+from moecap.hardware.systems import Purchase, System
 
 
 def deployment_cost(

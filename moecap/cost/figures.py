@@ -26,7 +26,7 @@ from moecap.cost.equations import (
     usd_per_token,
 )
 from moecap.cost.settings import Settings
-from moecap.hardware.catalogue import Range
+from moecap.hardware.entries import Range
 from moecap.metrics.intervals import Z95
 
 DRAWS = 4000

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from moecap.cost.settings import Settings
-from moecap.hardware.catalogue import SOURCED, Range, System, plain_name
+from moecap.hardware.entries import SOURCED, Range, plain_name
+from moecap.hardware.systems import System
 
 
 def rental_usd_per_hour(

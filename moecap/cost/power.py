@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moecap.hardware.catalogue import Power
+from moecap.hardware.systems import Power
 
 
 @dataclass(frozen=True)

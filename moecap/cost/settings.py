@@ -8,7 +8,8 @@ from typing import Any
 
 from moecap.cost.terms import Cost, CostTerms, Elastic, Serverless, Spot
 from moecap.errors import MoecapError, Place, nearest
-from moecap.hardware.catalogue import Hardware, Range
+from moecap.hardware.catalogue import Hardware
+from moecap.hardware.entries import Range
 from moecap.schema import check
 
 FREE = Range(0.0, 0.0, 0.0)

@@ -15,7 +15,9 @@ from moecap.cost.figures import Served
 from moecap.cost.offers import api_prices
 from moecap.cost.settings import Settings, settings
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import COMPONENTS, Hardware, Power, Purchase, System
+from moecap.hardware.catalogue import Hardware
+from moecap.hardware.entries import COMPONENTS
+from moecap.hardware.systems import Power, Purchase, System
 
 COST_SCHEMA = schema(
     [

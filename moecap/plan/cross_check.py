@@ -11,7 +11,7 @@ from moecap.columns.base import schema
 from moecap.columns.deployment import DEPLOYMENT, POINT
 from moecap.columns.plan import CROSS_CHECK
 from moecap.errors import MoecapError, nearest
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.plan.calibrate import calibrate, per_request, workload_of
 from moecap.plan.predict import Calibration, predict
 from moecap.plan.target import Candidate, Target

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.plan.energy import device_power_w, power_interval
 from moecap.plan.pooling import Own, posterior
 from moecap.plan.predict import predict

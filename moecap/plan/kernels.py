@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from moecap.hardware.catalogue import Hardware, Speeds
+from moecap.hardware.catalogue import Hardware
+from moecap.hardware.systems import Speeds
 from moecap.metrics.routing_analysis import expected_unique
 from moecap.model.recipes import resolve_precision
 from moecap.plan.names import hardware_entry, precision_entry

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.io import read_json, read_parquet
 from moecap.model.structure import Anatomy
 from moecap.paths import Paths, fill

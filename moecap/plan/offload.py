@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import Hardware, Speeds
+from moecap.hardware.catalogue import Hardware
+from moecap.hardware.systems import Speeds
 from moecap.model.structure import Anatomy
 from moecap.plan.anatomies import anatomy_of
 from moecap.plan.names import hardware_entry, known_names, model_entry, plain, precision_entry

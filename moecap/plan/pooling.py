@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.plan.prior import Prior
 from moecap.plan.target import Candidate, Workload
 from moecap.plan.terms import Parallel, terms

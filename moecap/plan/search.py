@@ -12,7 +12,9 @@ import pyarrow as pa
 from moecap.cost.equations import HOURS_PER_YEAR, SECONDS_PER_HOUR, energy_kwh, mean_power_w
 from moecap.cost.settings import Settings, settings
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import SOURCED, Hardware, Range, System
+from moecap.hardware.catalogue import Hardware
+from moecap.hardware.entries import SOURCED, Range
+from moecap.hardware.systems import System
 from moecap.plan.expected import NO_DRAFTS, Drafts, expected
 from moecap.plan.layouts import layouts, refused
 from moecap.plan.offload import Tier, offloaded

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moecap.errors import MoecapError, nearest
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.model.structure import Anatomy
 
 #: The dtype that GEMMs run in, by how the weights are stored (weight-only quantization computes in bf16).

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.metrics.utilization import moe_kinds
 from moecap.model.parallel import PerDevice, per_device
 from moecap.model.structure import Anatomy, LayerKind

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from moecap.documents import read_yaml
 from moecap.errors import MoecapError
 from moecap.hardware import catalogue as hardware
-from moecap.hardware.catalogue import DTYPES, STATUSES, Hardware, Price, Sourced, weakest
+from moecap.hardware import entries
+from moecap.hardware.catalogue import Hardware
+from moecap.hardware.entries import DTYPES, STATUSES, Price, Sourced, weakest
 from moecap.schema import Strict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +165,7 @@ def test_detected_names_map_to_entries(catalogue: Hardware, detected: str, memor
 
 
 def test_names_of_devices_are_unambiguous(catalogue: Hardware) -> None:
-    plain = [hardware.plain_name(alias) for gpu in catalogue.gpus.values() for alias in gpu.names]
+    plain = [entries.plain_name(alias) for gpu in catalogue.gpus.values() for alias in gpu.names]
     assert len(plain) == len(set(plain))
 
 

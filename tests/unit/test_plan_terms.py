@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moecap.errors import MoecapError
-from moecap.hardware.catalogue import Speeds
+from moecap.hardware.systems import Speeds
 from moecap.plan import fitting
 from moecap.plan.cases import Case
 from moecap.plan.points import Point
