@@ -9,6 +9,7 @@ from typing import Any
 
 from moecap.campaign.catalogue import Catalogue
 from moecap.errors import MoecapError, nearest
+from moecap.hardware.entries import Cpu, Gpu, Sourced
 from moecap.model.counted import anatomy
 from moecap.model.structure import Anatomy
 from moecap.paths import PROJECT_CATALOGUE
@@ -64,45 +65,33 @@ def _figures(counted: Anatomy) -> Row:
     }
 
 
+#: What a row says of a piece of hardware, where its entry says it.
+_HARDWARE = ("vendor", "memory_bytes", "memory_bytes_per_s")
+_PEAKS = ("bf16", "fp8", "int8", "fp4")
+
+
 def hardware_rows(catalogue: Catalogue) -> list[Row]:
     """One row per GPU, CPU and server of the catalogue; what is not known is null. Peaks are dense."""
     known = catalogue.hardware
-    rows: list[Row] = []
-    for name, gpu in sorted(known.gpus.items()):
-        price = gpu.price.usd() if gpu.price else None
-        rows.append(
-            {
-                "name": name,
-                "kind": "gpu",
-                "vendor": gpu.vendor,
-                "memory_bytes": gpu.memory_bytes,
-                "memory_bytes_per_s": gpu.memory_bytes_per_s,
-                **{f"{dtype}_flops": gpu.peak_flops[dtype] for dtype in ("bf16", "fp8", "int8", "fp4")},
-                "tdp_w": gpu.tdp_w,
-                "price_usd_low": price.low if price else None,
-                "price_usd_high": price.high if price else None,
-                "status": gpu.status,
-                "source": gpu.source,
-            }
-        )
-    for name, cpu in sorted(known.cpus.items()):
-        price = cpu.price.usd() if cpu.price else None
-        rows.append(
-            {
-                "name": name,
-                "kind": "cpu",
-                "memory_bytes_per_s": cpu.memory_bytes_per_s,
-                "tdp_w": cpu.tdp_w,
-                "price_usd_low": price.low if price else None,
-                "price_usd_high": price.high if price else None,
-                "status": cpu.status,
-                "source": cpu.source,
-            }
-        )
-    for name, server in sorted(known.servers.items()):
-        rows.append({"name": name, "kind": "server", "status": server.status, "source": server.source})
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return [{column: row.get(column) for column in columns} for row in rows]
+    kinds: dict[str, Mapping[str, Sourced]] = {"gpu": known.gpus, "cpu": known.cpus, "server": known.servers}
+    return [_hardware_row(name, kind, entry) for kind, found in kinds.items() for name, entry in sorted(found.items())]
+
+
+def _hardware_row(name: str, kind: str, entry: Sourced) -> Row:
+    # A server's price is put together from its parts, for so many devices: `moecap cost` does that.
+    price = entry.price.usd() if isinstance(entry, Gpu | Cpu) and entry.price else None
+    peaks: Mapping[Any, float | None] = entry.peak_flops if isinstance(entry, Gpu) else {}
+    return {
+        "name": name,
+        "kind": kind,
+        **{column: getattr(entry, column, None) for column in _HARDWARE},
+        **{f"{dtype}_flops": peaks.get(dtype) for dtype in _PEAKS},
+        "tdp_w": getattr(entry, "tdp_w", None),
+        "price_usd_low": price.low if price else None,
+        "price_usd_high": price.high if price else None,
+        "status": entry.status,
+        "source": entry.source,
+    }
 
 
 def engine_rows(catalogue: Catalogue) -> list[Row]:
