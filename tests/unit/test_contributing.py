@@ -37,6 +37,9 @@ def yaml_of(title: str) -> str:
 @pytest.fixture
 def site(zen: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "config", tmp_path / "config")
+    quantizer = tmp_path / ".venv-quantize/bin/python"
+    quantizer.parent.mkdir(parents=True)
+    quantizer.touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
