@@ -225,8 +225,13 @@ def test_aiperf_itself_against_a_stand_in(tmp_path: Path) -> None:
         interpreter(aiperf.ENVIRONMENT, aiperf.DISTRIBUTION)
     except PermanentError as error:
         pytest.skip(str(error))
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path)
     requests = [Request((number, 1, 2), 6) for number in range(12)]
-    with start_server(spec()) as server:
+    with start_server(spec(load_s=60)) as server:
         for arrivals in (Arrivals(concurrency=3), Arrivals(request_rate=20)):
             result = aiperf.drive(server.url, API, MODEL, requests, arrivals, tokenizer=tmp_path, warmup=requests[:2])
             expected = [[token(list(r.prompt_token_ids), n) for n in range(6)] for r in requests]
