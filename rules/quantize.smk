@@ -20,6 +20,7 @@ rule quantize:
         **asked("quantize"),
     params:
         recipe=lambda wc: campaign.params.quantize(wc.variant),
+        heldout=campaign.params.heldout(),
         trust_remote_code=lambda wc: campaign.params.trusted(wc.variant),
         python=campaign.config.quantize_python,
         code=code("quantize.py"),

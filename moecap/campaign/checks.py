@@ -147,10 +147,21 @@ def _check_calibration(campaign: Campaign, name: str, precision: PrecisionEntry,
         found.add(place, f"{text}One of the hub is named by `calibration_hub`.", "recipe.calibration_dataset")
 
 
+def _check_heldout(campaign: Campaign, found: Collector) -> None:
+    """The held-out dataset is one that the workflow generates."""
+    wanted = campaign.config.heldout.dataset if campaign.config.heldout else None
+    generated = [n for n, entry in campaign.catalogue.datasets.items() if entry.demo]
+    if wanted is not None and wanted not in generated:
+        text = f"`heldout.dataset` is {wanted!r}, which is no dataset that the workflow generates. "
+        text += f"{nearest(wanted, generated)} One of the hub is named by `heldout.hub`, a file by `heldout.file`."
+        found.add(campaign.sources.place(("heldout", "dataset")), text, "heldout.dataset")
+
+
 def check_config(campaign: Campaign, found: Collector) -> None:
     """The config itself: what its keys name is there."""
     config, sources = campaign.config, campaign.sources
     _check_results(campaign, found)
+    _check_heldout(campaign, found)
     for key in secrets_in(config.model_dump(mode="json")):
         text = (
             f"`{key}` holds what looks like a secret. A config is copied into results, logs and archives: put the "

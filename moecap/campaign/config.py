@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moecap.accuracy.arena.settings import Judge
 from moecap.campaign.plan_terms import Plan
+from moecap.checkpoints.recipe import HeldOut
 from moecap.cost.terms import Cost
 from moecap.schema import FilePath, Name, Strict, expand_path
 
@@ -150,6 +151,11 @@ class Config(Strict):
     )
     quantize_python: FilePath = Field(
         default=".venv-quantize/bin/python", description="interpreter that has llmcompressor"
+    )
+
+    heldout: HeldOut | None = Field(
+        default=None,
+        description="text that is not calibrated on: each quantized variant's perplexity and errors are measured on it",
     )
 
     @field_validator("results")

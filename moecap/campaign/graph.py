@@ -188,8 +188,11 @@ class Graph:
         return fill(self.paths.manifest, model=variant.split("/")[0], precision="bf16")
 
     def calibration_datasets(self, variant: str) -> list[str]:
-        """Datasets that the variant's recipe calibrates on (GPTQ); none for round-to-nearest."""
-        return [name for name in [self.campaign.params.quantize(variant).get("calibration_dataset")] if name]
+        """Datasets of the workflow's own that the variant's recipe calibrates on, or that its quality is told on."""
+        heldout = self.campaign.config.heldout
+        judged_on = heldout.dataset if heldout else None
+        names = [self.campaign.params.quantize(variant).get("calibration_dataset"), judged_on]
+        return [name for name in dict.fromkeys(names) if name]
 
     def replay_row(self, model: str, precision: str) -> Deployment:
         """The deployment on whose devices the sequences of all are replayed."""

@@ -68,6 +68,11 @@ class Params:
     def quantize(self, variant: str) -> dict[str, Any]:
         return dict(self.campaign.precision(variant.split("/")[1]).recipe or {})
 
+    def heldout(self) -> dict[str, Any] | None:
+        """The text that tells a variant's quality; null: none is told."""
+        heldout = self.config.heldout
+        return None if heldout is None else heldout.model_dump(mode="json", exclude_none=True)
+
     def trusted(self, variant: str) -> bool:
         """Whether the model's own code may run: only where the user said so (`trust_remote_code` in the config)."""
         return variant.split("/")[0] in self.config.trust_remote_code

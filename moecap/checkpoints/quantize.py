@@ -25,7 +25,8 @@ from typing import Any
 
 from moecap.checkpoints.hub import MANIFEST, check_checkpoint, link_variant, sha256, write_manifest
 from moecap.checkpoints.modifiers import modifiers_of, scheme_of, without_pinning
-from moecap.checkpoints.recipe import Recipe
+from moecap.checkpoints.quality import Judged, bits_per_weight, calibration_facts, short_pass
+from moecap.checkpoints.recipe import HeldOut, Recipe
 from moecap.errors import MoecapError, PermanentError, nearest
 from moecap.io import atomic_directory, read_json
 from moecap.provenance import ROOT, digest, library_versions
@@ -109,6 +110,8 @@ def quantize(
     threads: int | None = None,
     trust_remote_code: bool = False,
     facts: Mapping[str, Any] | None = None,
+    heldout: HeldOut | None = None,
+    heldout_file: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Quantize a checkpoint; runs in the environment that has llmcompressor.
 
@@ -121,6 +124,8 @@ def quantize(
         threads: CPU threads.
         trust_remote_code: whether code from the checkpoint may run.
         facts: more keys for the manifest (model, precision).
+        heldout: text on which perplexity and reconstruction errors are measured; None: neither is.
+        heldout_file: its rows, in place of a download.
 
     Returns:
         The manifest.
@@ -145,25 +150,33 @@ def quantize(
         rows = _calibration_rows(recipe, calibration_file)
         sequences = calibration_sequences(rows, lambda text: tokenizer(text)["input_ids"], recipe, seed)
     model = linearize_moe(_load(model_dir, trust_remote_code))
+    weights = model.num_parameters()
+    texts = documents(heldout, heldout_file) if heldout else []
+    short = [sequence for sequence in [*sequences, [i for t in texts for i in tokenizer(t)["input_ids"]]] if sequence]
+    judged = Judged(model, tokenizer, recipe, texts, sequences, lambda: short_pass(model, short[0])) if texts else None
+    calibrated = calibration_facts(model, recipe, sequences)
     started = time.monotonic()
-    modifiers = modifiers_of(model, recipe, lambda: _short_pass(model, sequences))
+    modifiers = modifiers_of(model, recipe, lambda: short_pass(model, short[0]))
     options = _calibration_options(sequences) if sequences else {}
     with without_pinning():
         oneshot(model=model, recipe=modifiers, tokenizer=tokenizer, **options)
     seconds = time.monotonic() - started
     with atomic_directory(output_dir) as folder:
+        quality = judged.write(folder) if judged else None
         model.save_pretrained(folder, save_compressed=True)
         tokenizer.save_pretrained(folder)
         made = {
             "kind": "quantized",
             "recipe": recipe.model_dump(mode="json"),
             "calibration_sequences": len(sequences) or None,
+            "calibration": calibrated,
             "quantize_s": round(seconds, 3),
             "seed": seed,
             "base": _base(model_dir),
             "libraries": library_versions("llmcompressor", "compressed-tensors", "transformers", "torch"),
         }
-        return write_manifest(folder, {**(facts or {}), "source": made})
+        told = {"source": made, "bits_per_weight": bits_per_weight(folder, weights), "quality": quality}
+        return write_manifest(folder, {**(facts or {}), **told})
 
 
 def _load(model_dir: str | os.PathLike[str], trust_remote_code: bool) -> Any:
@@ -178,43 +191,49 @@ def _load(model_dir: str | os.PathLike[str], trust_remote_code: bool) -> Any:
         ) from error
 
 
-#: Tokens of the short text on which a model's structure is told.
-SHORT_TOKENS = 32
-
-
-def _short_pass(model: Any, sequences: list[list[int]]) -> Any:
-    """The logits of a short text, every expert on every token, with norms as llmcompressor's transforms see them."""
-    import torch
-    from llmcompressor.modeling.moe.context import moe_calibration_context
-    from llmcompressor.modeling.offset_norm import norm_calibration_context
-
-    ids = torch.tensor([sequences[0][:SHORT_TOKENS]], device=model.device)
-    with torch.no_grad(), moe_calibration_context(), norm_calibration_context(model):
-        return model(input_ids=ids, use_cache=False).logits
-
-
 def _calibration_rows(recipe: Recipe, calibration_file: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    if calibration_file is not None:
+    if calibration_file is None and not recipe.calibration_hub:
+        raise MoecapError(f"No file was given for the calibration dataset {recipe.calibration_dataset!r}.")
+    hub = (recipe.calibration_hub, recipe.calibration_config, recipe.calibration_split, recipe.calibration_revision)
+    return _rows("calibration", calibration_file, hub)
+
+
+def documents(heldout: HeldOut, heldout_file: str | os.PathLike[str] | None) -> list[str]:
+    """The texts of a held-out set.
+
+    Raises:
+        MoecapError: it cannot be had, or a column of the template is missing.
+    """
+    hub = (heldout.hub, heldout.config, heldout.split, heldout.revision)
+    rows = _rows("held-out", heldout_file or heldout.file, hub)[: heldout.documents]
+    try:
+        return [heldout.template.format(**row) for row in rows]
+    except KeyError as error:
+        raise MoecapError(
+            f"`heldout.template` asks for column {error}, which the held-out data lacks. "
+            f"{nearest(error.args[0], rows[0])}"
+        ) from None
+
+
+def _rows(
+    what: str, file: str | os.PathLike[str] | None, hub: tuple[str | None, str | None, str, str | None]
+) -> list[dict[str, Any]]:
+    """Rows of a JSONL file, or of a dataset of the hub: its name, config, split and revision."""
+    if file is not None:
         try:
-            with Path(calibration_file).open() as handle:
+            with Path(file).open(encoding="utf-8") as handle:
                 return [json.loads(line) for line in handle]
         except (OSError, json.JSONDecodeError) as error:
-            raise MoecapError(f"The calibration data {calibration_file} cannot be read: {error}.") from error
-    if not recipe.calibration_hub:
-        raise MoecapError(f"No file was given for the calibration dataset {recipe.calibration_dataset!r}.")
+            raise MoecapError(f"The {what} data {file} cannot be read: {error}.") from error
     from datasets import load_dataset
 
+    name, config, split, revision = hub
     try:
-        data = load_dataset(
-            recipe.calibration_hub,
-            recipe.calibration_config,
-            split=recipe.calibration_split,
-            revision=recipe.calibration_revision,
-        )
+        data = load_dataset(name, config, split=split, revision=revision)
     except Exception as error:
         raise MoecapError(
-            f"The calibration data {recipe.calibration_hub} could not be had ({_first_line(error)}) It needs the "
-            "network once, or a filled HF_HOME."
+            f"The {what} data {name} could not be had ({_first_line(error)}) It needs the network once, or a filled "
+            "HF_HOME."
         ) from error
     return [dict(row) for row in data]
 
@@ -280,6 +299,8 @@ def make(
         "recipe": Recipe.from_data(recipe).model_dump(mode="json"),
         "calibration": sha256(options["calibration_file"]) if options.get("calibration_file") else None,
         "seed": options.get("seed", 1),
+        "heldout": options.get("heldout"),
+        "heldout_rows": sha256(options["heldout_file"]) if options.get("heldout_file") else None,
         "pins": sha256(ROOT / "envs/quantize.txt"),
     }
     stored = Path(os.path.expandvars(cache)).expanduser().absolute() / "moecap-variants" / digest(made_from, 32)
@@ -301,6 +322,8 @@ def run(
     threads: int | None = None,
     trust_remote_code: bool = False,
     facts: Mapping[str, Any] | None = None,
+    heldout: Mapping[str, Any] | None = None,
+    heldout_file: str | os.PathLike[str] | None = None,
 ) -> None:
     """:func:`quantize` in the environment whose interpreter is ``python``; its output goes to this process's.
 
@@ -323,6 +346,8 @@ def run(
         "threads": threads,
         "trust_remote_code": trust_remote_code,
         "facts": dict(facts or {}),
+        "heldout": dict(heldout) if heldout else None,
+        "heldout_file": None if heldout_file is None else os.fspath(heldout_file),
     }
     command = [os.fspath(interpreter), "-m", "moecap.checkpoints.quantize", "--job", json.dumps(job)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -348,6 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", help="folder of the quantized one")
     parser.add_argument("--recipe", default="{}", help='JSON, such as {"scheme": "W4A16", "algorithm": "rtn"}')
     parser.add_argument("--calibration", help="JSONL file with the calibration text")
+    parser.add_argument("--heldout", help="JSONL file with text that is not calibrated on, for perplexity and errors")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--trust-remote-code", action="store_true", help="let code from the checkpoint run")
@@ -360,9 +386,11 @@ def main(arguments: list[str] | None = None) -> int:
             job = {"model_dir": given.model, "output_dir": given.output, "recipe": json.loads(given.recipe)}
             job |= {"calibration_file": given.calibration, "seed": given.seed, "threads": given.threads}
             job |= {"trust_remote_code": given.trust_remote_code}
+            job |= {"heldout": {"file": given.heldout} if given.heldout else None}
         else:
             parser.error("--model and --output are needed")
         job["recipe"] = Recipe.from_data(job["recipe"])
+        job["heldout"] = HeldOut.model_validate(job["heldout"]) if job.get("heldout") else None
         manifest = quantize(**job)
     except MoecapError as error:
         print(f"{_ERROR}{error}", file=sys.stderr, flush=True)

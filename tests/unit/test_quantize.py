@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecap.campaign.catalogue import PrecisionEntry
-from moecap.checkpoints import mappings, quantize
+from moecap.checkpoints import mappings, perplexity, quantize
 from moecap.checkpoints.recipe import Recipe
 from moecap.errors import MoecapError
 from moecap.model.counted import anatomy
@@ -200,6 +201,45 @@ def test_experts_that_no_module_shows_are_not_forgotten() -> None:
     assert sources == {"input_layernorm", "v_proj", "up_proj", "norm"}  # up of the shared expert; norm of the head
 
 
+def test_perplexity_is_that_of_lm_eval() -> None:
+    """By lm-eval's own rolling log-likelihoods and weights (its `wikitext` task) over one text; long ones are cut."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    vocabulary = {c: i for i, c in enumerate(["<end>", *"abcdefgh i\n=+é"])}
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    characters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters, eos_token="<end>")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    config = Qwen2MoeConfig(vocab_size=32, intermediate_size=32, initializer_range=0.5, **sizes, **experts)
+    model = Qwen2MoeForCausalLM(config).eval()
+    texts = ["a b=c\n", "é", "abc def " * 5 + "gh", "a  b" * 4, "hi" * 16]
+    judge = HFLM(pretrained=model, tokenizer=tokenizer, max_length=16, batch_size=1)
+    asked = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+    theirs = judge.loglikelihood_rolling(asked, disable_tqdm=True)
+    ours = perplexity.of_model(model, tokenizer, texts, window=16)
+    words = [len(re.split(r"\s+", text)) for text in texts]
+    sizes_bytes = [len(text.encode()) for text in texts]
+    assert ours.nll == pytest.approx(-sum(theirs), rel=1e-5) and ours.documents == len(texts)
+    assert ours.per_word == pytest.approx(weighted_perplexity(list(zip(theirs, words, strict=True))), rel=1e-4)
+    assert ours.bits_per_byte == pytest.approx(bits_per_byte(list(zip(theirs, sizes_bytes, strict=True))), rel=1e-5)
+
+
+@given(count=st.integers(0, 60), window=st.integers(1, 20))
+def test_every_token_is_scored_once_with_all_the_text_that_fits(count: int, window: int) -> None:
+    scored = []
+    for first, begin, end in perplexity.windows(count, window):
+        scored += range(begin, end)
+        assert -1 <= first < begin or first == begin - 1
+        assert end - 1 - first <= window
+    assert scored == list(range(count))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".venv-quantize/bin/python").exists(), reason="no environment with llmcompressor")
 @pytest.mark.parametrize(
@@ -224,6 +264,8 @@ def test_a_model_is_quantized_whole(name: str, tmp_path: Path) -> None:
         calibration_file=tmp_path / "data" / "train.jsonl",
         threads=1,
         facts={"precision": name},
+        heldout={"dataset": "arithmetic", "documents": 8},
+        heldout_file=tmp_path / "data" / "arithmetic.jsonl",
     )
     manifest = json.loads((tmp_path / name / "manifest.json").read_text())
     assert manifest["precision"] == name and manifest["source"]["recipe"]["scheme"] == recipe["scheme"]
@@ -231,6 +273,13 @@ def test_a_model_is_quantized_whole(name: str, tmp_path: Path) -> None:
     stored, planned = anatomy(tmp_path / name), anatomy(_config(tmp_path / "bf16"), precision=name)
     assert {k: c.bytes for k, c in stored.components.items()} == {k: c.bytes for k, c in planned.components.items()}
     assert manifest["source"]["quantize_s"] > 0
+    bits = 8 * sum(c.bytes for c in stored.components.values()) / stored.total_params
+    assert manifest["bits_per_weight"] == pytest.approx(bits)
+    quality, calibration = manifest["quality"], manifest["source"]["calibration"]
+    assert quality["perplexity"]["tokens"] == quality["perplexity_of_base"]["tokens"] > 0
+    assert (calibration is None) == (Recipe.from_data(recipe).needs_text is None)
+    if calibration:
+        assert sum(calibration["expert_tokens"].values()) == 3 * 2 * calibration["tokens"]  # layers × top-k
     experts = [k for k in shapes if ".experts." in k and k.endswith(("weight_packed", ".weight"))]
     assert len(experts) == 3 * 8 * 3  # layers × experts × projections
     assert shapes["lm_head.weight"] and shapes["model.layers.0.mlp.gate.weight"] == (8, 128)
