@@ -26,7 +26,7 @@ class Asked:
         self.loads = 0
         self.ends_after = 10**9
 
-    def model(self, *arguments: Any) -> Any:
+    def model(self, *arguments: Any, **named: Any) -> Any:
         self.loads += 1
         return self
 
