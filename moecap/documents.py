@@ -238,9 +238,8 @@ def _check_keys(node: yaml.MappingNode, name: str, found: Collector) -> None:
         if key.tag not in (_STRING, _MERGE):
             found.add(
                 place,
-                f"the key `{key.value}` is not read as a name (YAML takes it for a {key.tag.rpartition(':')[2]}). "
-                "Put it "
-                "in quotes.",
+                f"the key `{key.value}` is not read as a name (YAML takes it for a {key.tag.rpartition(':')[2]}). Put "
+                "it in quotes.",
                 key.value,
             )
         if (key.tag, key.value) in first:
@@ -336,8 +335,7 @@ def _check_header(header: list[str], place: Place, known: Sequence[str], require
     if separator and (len(header) == 1 or header[0].split(separator)[0].strip() in known):
         raise _at(
             place,
-            f"values are separated by {_SEPARATORS[separator]}; commas are expected. Save it as CSV with "
-            "commas "
+            f"values are separated by {_SEPARATORS[separator]}; commas are expected. Save it as CSV with commas "
             "(Excel: `CSV UTF-8 (comma delimited)`).",
         )
     if header[0].lower().startswith("sep="):

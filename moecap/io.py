@@ -47,8 +47,7 @@ def _explained(final: Path) -> Iterator[None]:
             raise
         raise MoecapError(
             f"{final} cannot be written: {_REFUSED[error.errno]} (`results` in the config), and start again. Nothing "
-            "was "
-            "overwritten, and what was finished is kept."
+            "was overwritten, and what was finished is kept."
         ) from error
 
 

@@ -38,8 +38,7 @@ class Strict(BaseModel):
                 word = "true" if part else "false"
                 raise ValueError(
                     f"is read as {word} (YAML takes yes, no, on and off for that), which is not allowed here; put a "
-                    "word "
-                    "in quotes"
+                    "word in quotes"
                 )
             if isinstance(part, (int, float)) and abs(part) > LARGEST_NUMBER:
                 raise ValueError("is larger than anything that can be meant")

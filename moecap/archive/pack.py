@@ -142,8 +142,7 @@ def make_archive(
             if problem:
                 raise MoecapError(
                     f"{member} holds {problem}, and cannot be cleaned; nothing was archived. Find out how it got "
-                    "there, "
-                    "remove it at its source, and let the file be made again."
+                    "there, remove it at its source, and let the file be made again."
                 )
         sums = {m: sha256(stage / m) for m in members}
         _stage_text(stage / CHECKSUMS, "".join(f"{digest}  {m}\n" for m, digest in sums.items()))

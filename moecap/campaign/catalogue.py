@@ -285,8 +285,7 @@ class Catalogue:
             elif not _NAME.fullmatch(str(name)):
                 problem = (
                     f"the name `{name}` cannot be part of a file's: letters, digits, `.`, `_` and `-` only, at most "
-                    "100, "
-                    "a letter or digit first."
+                    "100, a letter or digit first."
                 )
             elif entry is None:
                 problem = "the entry is empty; a mapping of keys is expected."

@@ -165,9 +165,8 @@ def check_config(campaign: Campaign, found: Collector) -> None:
     for key in secrets_in(config.model_dump(mode="json")):
         text = (
             f"`{key}` holds what looks like a secret. A config is copied into results, logs and archives: put the "
-            "secret "
-            "into an environment variable, and name that where one is asked for (HF_TOKEN and the like are found by "
-            "themselves)."
+            "secret into an environment variable, and name that where one is asked for (HF_TOKEN and the like are "
+            "found by themselves)."
         )
         found.add(sources.place(tuple(key.split("."))), text, key)
     for key in ("before", "after"):
@@ -294,8 +293,7 @@ def _check_cost(campaign: Campaign, found: Collector) -> None:
         found.add(
             sources.place(("cost",)),
             "`cost` gives neither `region` nor `usd_per_kwh`, so that energy has no price. Add `cost: {region: …}`, "
-            "one "
-            f"of: {regions}; or `cost: {{usd_per_kwh: 0.12}}` with your own.",
+            f"one of: {regions}; or `cost: {{usd_per_kwh: 0.12}}` with your own.",
             "cost",
         )
         return
@@ -453,15 +451,14 @@ def _check_model(campaign: Campaign, row: Deployment, place: Place, found: Colle
             found.add(catalogue.place("models", row.model, *path), f"`{key}` is {source.path!r}, {problem}", key)
     if model.source.hub and not model.source.revision:
         campaign.warn(
-            f"model {row.model} is not pinned to a revision ({catalogue.file('models')}); the commit that it "
-            "resolves to "
-            "will be recorded."
+            f"model {row.model} is not pinned to a revision ({catalogue.file('models')}); the commit that it resolves "
+            "to will be recorded."
         )
     if row.precision not in ("bf16", *model.checkpoints) and campaign.precision(row.precision).recipe is None:
         text = (
             f"`precision` is {row.precision!r}, which can only be had as a ready-made checkpoint, and model "
-            f"{row.model!r} "
-            f"lists none (its `checkpoints` in {catalogue.file('models')}: {', '.join(model.checkpoints) or 'none'})."
+            f"{row.model!r} lists none (its `checkpoints` in {catalogue.file('models')}: "
+            f"{', '.join(model.checkpoints) or 'none'})."
         )
         found.add(place, text, "precision")
     elif ready is None and campaign.precision(row.precision).recipe_model is PlannedRecipe:

@@ -113,8 +113,8 @@ def to_table(rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any] | 
             arrays.append(pa.array(values, field.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
             raise MoecapError(
-                f"CAP table, column {field.name}: expected {field.type}, "
-                f"got {_first_odd(values, field.type)!r} ({error})."
+                f"CAP table, column {field.name}: expected {field.type}, got {_first_odd(values, field.type)!r} "
+                f"({error})."
             ) from error
     metadata = {METADATA_KEY: _json(provenance)} if provenance is not None else None
     return pa.Table.from_arrays(arrays, schema=CAP_SCHEMA.with_metadata(metadata))

@@ -215,8 +215,7 @@ def resources(site: Site, need: Need, failures: Sequence[str] = ()) -> dict[str,
         if rest:
             raise MoecapError(
                 f"{need.stage}: {need.devices} × {need.gpu} do not divide over {nodes} nodes of {gpus.per_node}. "
-                "Choose a "
-                f"multiple of the nodes, or correct `per_node` of {need.gpu} in the site's file."
+                f"Choose a multiple of the nodes, or correct `per_node` of {need.gpu} in the site's file."
             )
         cores = site.cpus_per_gpu * per_node
         found |= _gpu_request(gpus, nodes, per_node)

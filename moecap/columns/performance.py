@@ -178,8 +178,8 @@ BYTES = (
         "moved_bytes_per_step",
         F64,
         "B",
-        "Offloaded weights that every step moves, needed or not, as counted from what "
-        "was read; null: none, or not alike in every step.",
+        "Offloaded weights that every step moves, needed or not, as counted from what was read; null: none, or not "
+        "alike in every step.",
     ),
     *_step_bytes(),
     Column(

@@ -346,8 +346,7 @@ def _validated(data: Mapping[str, Any], place: Callable[[KeyPath], Place]) -> Ha
             if path and path[-1] in ("source", "status") and " is missing" in text:
                 text = (
                     f"`{mistake.key}` is missing. Every figure of the hardware catalogue names its `source` and "
-                    "`status` "
-                    f"({', '.join(STATUSES)}); what has no source is null, or `unverified`."
+                    f"`status` ({', '.join(STATUSES)}); what has no source is null, or `unverified`."
                 )
             found.add(mistake.place, text, mistake.key)
         raise Mistakes(found.mistakes) from None

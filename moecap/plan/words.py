@@ -66,9 +66,8 @@ def _row_in_words(row: Mapping[str, Any]) -> str:
     by = "by prices alone: " if row["upper_bound"] else ""
     between = f" ({by}{low:,.3g} to {high:,.3g})" if low is not None and high > low else ""
     return (
-        f"{row['devices']} x {row['hardware']}: {row['model']} {row['precision']}, batch {row['batch_size']}, "
-        f"TPOT {row['tpot_s'] * 1e3:,.3g} ms, TTFT {row['ttft_s'] * 1e3:,.3g} ms, "
-        f"{row['output_tokens_per_s']:,.0f} token/s, {row['hardware_usd']:,.0f} USD, "
-        f"{row['usd_per_million_tokens']:,.3g} USD per 10⁶ tokens{between}; "
+        f"{row['devices']} x {row['hardware']}: {row['model']} {row['precision']}, batch {row['batch_size']}, TPOT "
+        f"{row['tpot_s'] * 1e3:,.3g} ms, TTFT {row['ttft_s'] * 1e3:,.3g} ms, {row['output_tokens_per_s']:,.0f} "
+        f"token/s, {row['hardware_usd']:,.0f} USD, {row['usd_per_million_tokens']:,.3g} USD per 10⁶ tokens{between}; "
         f"prices {row['price_status']}{unsure}; {bound}"
     )

@@ -179,8 +179,7 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
         if not compared.table.num_rows:
             raise MoecapError(
                 f"{a} and {b} have no deployment × dataset × batch size in common, so there is nothing to compare. A "
-                "has "
-                f"{_some(compared.only_a)}; B has {_some(compared.only_b)}."
+                f"has {_some(compared.only_a)}; B has {_some(compared.only_b)}."
             )
         return Comparison(
             name_a, name_b, compared.table, compared.only_a, compared.only_b, tuple(differences(first, second))

@@ -179,8 +179,8 @@ def test_a_retry_keeps_the_first_attempts_log(tmp_path):
 def test_out_of_host_memory_under_a_limit(tmp_path):
     """A real limit on the process's memory, a real allocation beyond it."""
     body = (
-        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2); "
-        "import numpy; numpy.ones(1 << 30).sum()"
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2); import numpy; numpy.ones(1 << "
+        "30).sum()"
     )
     done = run_job(tmp_path, body)
     assert done.returncode == 1

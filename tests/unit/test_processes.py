@@ -29,8 +29,8 @@ WAYS = {
         "print(int(os.read(r, 20)))"
     ),
     "deaf to SIGTERM": (
-        "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', "
-        "'import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);' + S]).pid)"
+        "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import signal; "
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN);' + S]).pid)"
     ),
     "multiprocessing, spawned": (
         "import multiprocessing as m, time\np = m.get_context('spawn').Process(target=time.sleep, args=(600,))\n"

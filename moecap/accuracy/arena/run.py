@@ -81,8 +81,8 @@ def judge_answers(
     baseline = read_answers(baseline_file, judging.baseline)
     if lacking := [key for key, _ in questions if key not in baseline]:
         raise PermanentError(
-            f"{baseline_file} has no answer to {len(lacking)} of {len(questions)} questions "
-            f"({', '.join(lacking[:3])} …)."
+            f"{baseline_file} has no answer to {len(lacking)} of {len(questions)} questions ({', '.join(lacking[:3])} "
+            "…)."
         )
     if len({key for key, _ in questions}) != len(questions):
         raise PermanentError("the questions have an id twice; each is judged once. Check `data_files` of the dataset.")
