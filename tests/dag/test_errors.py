@@ -14,6 +14,8 @@ from moecap.cli import main
 from tests.conftest import ROOT, snakemake
 
 Change = Callable[[Path], None]
+TASK = "task: arithmetic\n"
+TASK_LINE = (ROOT / "config/catalogue/datasets.yaml").read_text(encoding="utf-8").partition(TASK)[0].count("\n") + 1
 
 
 def replace(file: str, old: str, new: str) -> Change:
@@ -96,8 +98,8 @@ MISTAKES = {
     ),
     "missing column": (replace("table.csv", ",precision", ""), ["line 1", "`precision` is missing"]),
     "task that does not exist": (
-        replace("catalogue/datasets.yaml", "task: arithmetic\n", "task: arithmetik\n"),
-        ["datasets.yaml, line 13 (arithmetic)", "`task`", "'arithmetik'", "'arithmetic'"],
+        replace("catalogue/datasets.yaml", TASK, "task: arithmetik\n"),
+        [f"datasets.yaml, line {TASK_LINE} (arithmetic)", "`task`", "'arithmetik'", "'arithmetic'"],
     ),
     "engine that cannot serve the precision here": (
         only_on("z80"),

@@ -18,6 +18,21 @@ pytestmark = [pytest.mark.e2e, pytest.mark.engine]
 PLANTED = {"HF_TOKEN": "hf_PLANTEDplantedPLANTED123", "JUDGE_API_KEY": "judge-secret-4711", "USER": "zebulon"}
 
 
+# Not there, as where it was never installed: None in sys.modules is something else to who looks whether it is loaded.
+WITHOUT_ENGINES = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.partition(".")[0] in ("vllm", "torch", "transformers")
+        return None if absent else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+
+
 @pytest.fixture(scope="module")
 def archive(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = snakemake("--cores", "1", "archive", **PLANTED)
@@ -29,8 +44,7 @@ def archive(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty clone on a machine that has no engine."""
     folder = copy_workflow(tmp_path_factory.mktemp("an empty clone"))
-    absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ("vllm", "torch", "transformers"))
-    (folder / "sitecustomize.py").write_text(f"import sys\n{absent}")
+    (folder / "sitecustomize.py").write_text(WITHOUT_ENGINES, encoding="utf-8")
     return folder
 
 

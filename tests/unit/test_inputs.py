@@ -87,6 +87,13 @@ BOMB = "bomb:\n  a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 MUTATIONS: dict[str, tuple[str, Edit, tuple[str, ...]]] = {}
 
 
+def line_of(text: str) -> str:
+    """Where the catalogue of datasets has it first."""
+    before, found, _ = (ROOT / DATASETS).read_text(encoding="utf-8").partition(text)
+    assert found
+    return f"line {before.count(chr(10)) + 1}"
+
+
 def mutation(name: str, file: str, edit: Edit, *said: str) -> None:
     assert name not in MUTATIONS
     MUTATIONS[name] = (file, edit, said)
@@ -250,8 +257,8 @@ for name, file, old, new, said in [
     ("recipe data set", PRECISIONS, "calibration_dataset: arithmetic", "calibration_dataset: gsm8k", ("calibration_dataset", "generates")),
     ("recipe ignore", PRECISIONS, "algorithm: rtn, group_size", 'algorithm: rtn, ignore: ["re:("], group_size', ("recipe.ignore", "regular expression")),
     ("dtype", PRECISIONS, "compute_dtype: int8", "compute_dtype: int9", ("compute_dtype", "'int8'")),
-    ("task", DATASETS, "task: arithmetic\n", "task: arithmetik\n", ("`task`", "'arithmetic'", "line 13")),
-    ("metric", DATASETS, "metric: exact_match\n", "metric: exact_mach\n", ("`metric`", "exact_match", "line 15")),
+    ("task", DATASETS, "task: arithmetic\n", "task: arithmetik\n", ("`task`", "'arithmetic'", line_of("task: arithmetic\n"))),
+    ("metric", DATASETS, "metric: exact_match\n", "metric: exact_mach\n", ("`metric`", "exact_match", line_of("metric: exact_match\n"))),
     ("filter", DATASETS, "flexible-extract", "flexible-extrac", ("`metric`", "flexible-extract")),
     ("filter left out", DATASETS, "exact_match,flexible-extract", "exact_match", ("strict-match",)),
     ("kind", DATASETS, "kind: multiple_choice\n  metric: acc\n  output", "kind: generate\n  metric: acc\n  output", ("`kind`", "multiple_choice")),
