@@ -114,7 +114,7 @@ def read_inputs(
         tables=[_extra_table(**t) for t in tables if Path(t["path"]).exists()],
         title=title,
         campaign=campaign,
-        logs=logs or {},
+        logs=dict(sorted((logs or {}).items())),  # in one order: an archive keeps none
     )
 
 
