@@ -6,6 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,17 +21,29 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def snakemake(*arguments: str, cwd: Path = ROOT, timeout: float = 1800, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake as a user would, in the environment that runs the tests."""
+    """Run Snakemake as a user would, in the environment that runs the tests.
+
+    Tests of several processes take turns at this checkout's results: a second run on them would be refused.
+    """
     # Without compiled files every job compiles vLLM's sources anew: ten seconds each.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **env}
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    with _turn() if cwd == ROOT and "-n" not in arguments else nullcontext():
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with (ROOT / ".cache/demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
@@ -60,9 +74,6 @@ def demo() -> Path:
     """
     if not (ROOT / ".venv-quantize/bin/python").exists():
         pytest.skip("the demo needs the environment .venv-quantize; run `make test`, or `make demo`, which make it")
-    (ROOT / ".cache").mkdir(exist_ok=True)
-    with (ROOT / ".cache/demo.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        run = snakemake("--cores", str(os.cpu_count() or 1), timeout=4800)
+    run = snakemake("--cores", str(os.cpu_count() or 1), timeout=4800)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     return ROOT / "results"
