@@ -881,10 +881,10 @@ def run_job(
     name = deployment["deployment"]
     given = run.get("settings") or {}
     settings = Settings(
-        repeats=given.get("repeats", 3),
-        warmup=given.get("warmup", 1),
+        repeats=given.get("repeats", Settings.repeats),
+        warmup=given.get("warmup", Settings.warmup),
         requests=given.get("requests_per_repeat"),
-        seed=run.get("seed", 1),
+        seed=run.get("seed", Settings.seed),
         online=_online(deployment, given.get("online") or {}),
     )
     checkpoint = Path(manifest).parent

@@ -18,6 +18,7 @@ from typing import Any
 from moecap.accuracy.arena.kept import Kept
 from moecap.accuracy.arena.settings import Judge
 from moecap.accuracy.arena.verdicts import read_verdict
+from moecap.engines.server.client import TRANSIENT
 from moecap.errors import MoecapError, PermanentError
 from moecap.redact import redact
 
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 WAIT_S = (0.5, 60.0)
 #: Longer than this nobody waits for a `Retry-After`: the job ends, and goes on where it was when it is started again.
 LONGEST_WAIT_S = 900.0
-#: Statuses that are not the request's fault.
-TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
